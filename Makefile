@@ -1,0 +1,28 @@
+# Everything needs python3 (3.11 or newer) with venv, and make; the rest is installed into .venv on first use.
+ARGS ?=
+PYTHON ?= python3
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+train: .venv/installed  ## train; ARGS="agent=dqn env=atari/pong" changes what
+	.venv/bin/python train.py $(ARGS)
+
+test: .venv/installed  ## the fast tests
+	.venv/bin/python -m pytest $(ARGS)
+
+test-slow: .venv/installed  ## full matrices, kill tests, learning to a threshold
+	.venv/bin/python -m pytest -m slow $(ARGS)
+
+check: .venv/installed  ## format, lint, types, tests
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest
+
+bench: .venv/installed  ## time per update, eager and compiled, one seed and three
+	.venv/bin/python -m benchmarks.speed $(ARGS)
+
+.PHONY: train test test-slow check bench

@@ -1,0 +1,127 @@
+"""DQN (Mnih et al. 2015) with the parts the field has added since, each an option.
+
+    y = R_n + gamma^n Q_target(s_n, a*),   a* = argmax_a Q(s_n, a)          double (van Hasselt et al. 2016)
+
+R_n is the n-step return; replay hands over `reward` = R_n and `discount` = gamma^k, 0 past a terminal, so nothing here
+knows n. What Q's output means (a number, two-hot, HL-Gauss, C51) is the value object's business.
+
+Defaults are DrQ(eps) of Dopamine's Atari-100k agents without its augmentation (verified in DrQ_eps.gin).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from core.clock import Clock
+from core.intervention import Intervention
+from core.optim import Adam
+from core.options import option
+from core.part import NetSpec, Outcome, Part, descend, follow
+from core.randomness import Noise
+from core.spec import EnvSpec
+from core.state import Batch, States, Tensors, weights
+from nets.q_network import QNetwork
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyperparameters of DQN."""
+
+    learning_rate: float = option(1e-4, above=0, help="Adam's step size")
+    adam_eps: float = option(1.5e-4, above=0, help="Adam's epsilon; large, as all Atari-100k agents have it")
+    weight_decay: float = option(0.0, low=0, help="decoupled (AdamW), on tensors with more than one axis")
+    batch_size: int = option(32, low=1, help="samples per update")
+    discount: float = option(0.99, low=0, high=1, help="gamma")
+    n_step: int = option(10, low=1, help="rewards summed before bootstrapping")
+    double: bool = option(True, help="the online network chooses the action the target evaluates")
+    dueling: bool = option(True, help="separate streams for value and advantage")
+    target: Literal["copy", "ema"] = option("copy", help="hard copy every target_period updates, or an average")
+    target_period: int = option(1, low=1, help="updates between hard copies")
+    tau: float = option(0.005, low=0, high=1, help="share of the online weights an average takes in per update")
+    epsilon_final: float = option(0.01, low=0, high=1, help="exploration after the decay")
+    epsilon_decay: int = option(5_000, low=1, help="agent steps from 1 to epsilon_final, after warm-up")
+    epsilon_eval: float = option(0.001, low=0, high=1, help="exploration in evaluation")
+    act_with: str = option("params", help="weights that act in training: params, target or a slow copy")
+    evaluate_with: str = option("params", help="weights that are evaluated")
+
+
+class DQN:
+    """The learner; one part, `q`."""
+
+    Settings = Settings
+
+    def __init__(
+        self, settings: Settings, spec: EnvSpec, net: NetSpec, value, interventions: Sequence[Intervention] = ()
+    ) -> None:
+        if not spec.is_discrete:
+            raise ValueError(f"agent=dqn needs discrete actions; env={spec.name} has continuous ones; use agent=sac")
+        self.settings, self.spec, self.value = settings, spec, value
+        self.interventions = tuple(interventions)
+        self.q = Part(
+            "q",
+            lambda blueprint: QNetwork(spec.seen_shape, spec.num_actions, value.bins, settings.dueling, blueprint),
+            net,
+            self.q_loss,
+            optim=Adam(lr=settings.learning_rate, eps=settings.adam_eps, decay=settings.weight_decay),
+            copies=("target",),
+            interventions=interventions,
+        )
+        self.parts = {"q": self.q}
+        self.acting_part = self.q
+
+    # learning
+
+    def noise(self, batch_size: int) -> dict[str, Noise]:
+        return {}
+
+    def q_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
+        next_out, _ = self.q(s["q"].copies["target"], b["next_obs"])
+        choosing = self.q(s["q"].params, b["next_obs"])[0] if self.settings.double else next_out
+        best = self.value.decode(choosing).argmax(-1)
+        target = self.value.backup(b["reward"], b["discount"], pick(next_out, best))
+        out, feats = self.q(params, b["obs"])
+        taken = pick(out, b["action"])
+        error = self.value.loss(taken, target)
+        loss = (b["weight"] * error).mean()
+        q = self.value.decode(taken)
+        values = {"q": q, "target": self.value.expected(target), "priority": (error + 1e-10).sqrt()}
+        return Outcome(loss, feats, {"q/loss": loss, "q/mean": q.mean()}, values)
+
+    def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
+        s, outcome = descend(self.q, s, b, noise)
+        if self.settings.target == "ema":
+            s = follow(self.q, s, self.settings.tau)
+        else:
+            due = b["update"] % self.settings.target_period == 0
+            s = follow(self.q, s, due.to(torch.float32))
+        return s, outcome.info | {"priority": outcome.values["priority"]}
+
+    # acting
+
+    def explore(self, clock: Clock) -> float:
+        """Epsilon: 1 until warm-up ends, then linear to epsilon_final. Counts from the task's start."""
+        progress = (clock.task_steps - clock.warmup) / self.settings.epsilon_decay
+        return 1.0 + (self.settings.epsilon_final - 1.0) * min(1.0, max(0.0, progress))
+
+    @property
+    def explore_eval(self) -> float:
+        return self.settings.epsilon_eval
+
+    def act_noise(self, episodes: int) -> dict[str, Noise]:
+        return {"explore": Noise("uniform", (episodes,)), "action": Noise("uniform", (episodes,))}
+
+    def act(self, s: States, obs: Tensor, explore: float, noise: Tensors, role: str) -> Tensor:
+        """Epsilon-greedy. obs [E, *seen_shape] -> actions [E] int64."""
+        greedy = self.value.decode(self.q(weights(s["q"], role), obs)[0]).argmax(-1)
+        random = (noise["action"] * self.spec.num_actions).long()
+        return torch.where(noise["explore"] < explore, random, greedy)
+
+
+def pick(out: Tensor, action: Tensor) -> Tensor:
+    """Outputs of the chosen actions. [B, actions, bins], [B] -> [B, bins]."""
+    return out.gather(-2, action[..., None, None].expand(*action.shape, 1, out.shape[-1])).squeeze(-2)

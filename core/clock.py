@@ -1,0 +1,83 @@
+"""How far a run is, in every unit, and when something is due."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+Unit = Literal["updates", "agent_steps", "env_steps", "tasks"]
+
+
+@dataclass
+class Clock:
+    """Counters of a run. `steps` is its length in env steps; a replay ratio counts updates per agent step."""
+
+    steps: int
+    replay_ratio: float = 1.0
+    warmup: int = 0  # agent steps of random actions at the start of a task, without updates
+    action_repeat: int = 1
+    env_steps: int = 0
+    agent_steps: int = 0
+    updates: int = 0
+    tasks: int = 0  # task switches so far
+    task_start: int = 0  # agent step at which the current task began
+    task_updates: int = 0  # updates done when the current task began
+    last: dict[str, int] = field(default_factory=dict)  # counters before the latest advance, by unit
+
+    @property
+    def running(self) -> bool:
+        return self.env_steps < self.steps
+
+    @property
+    def task_steps(self) -> int:
+        """Agent steps since the current task began."""
+        return self.agent_steps - self.task_start
+
+    @property
+    def warm(self) -> bool:
+        return self.task_steps >= self.warmup
+
+    def now(self, unit: Unit) -> int:
+        return getattr(self, unit)
+
+    def total(self, unit: Unit) -> int:
+        """Length of the run in `unit`, as far as it is known; for tasks: no end."""
+        agent_steps = math.ceil(self.steps / self.action_repeat)
+        totals = {"env_steps": self.steps, "agent_steps": agent_steps, "tasks": 2**62}
+        totals["updates"] = int((agent_steps - self.warmup) * self.replay_ratio)
+        return totals[unit]
+
+    def updates_due(self) -> int:
+        """Updates owed at this agent step: replay_ratio per step after warm-up, fractions carried, never caught up."""
+        trained = max(0, self.task_steps - self.warmup)
+        return max(0, math.floor(trained * self.replay_ratio + 1e-9) - (self.updates - self.task_updates))
+
+    def step(self) -> None:
+        """One agent step was taken."""
+        self.last |= {"agent_steps": self.agent_steps, "env_steps": self.env_steps}
+        self.agent_steps += 1
+        self.env_steps = min(self.env_steps + self.action_repeat, self.steps)
+
+    def update(self) -> None:
+        """One update was made."""
+        self.last["updates"] = self.updates
+        self.updates += 1
+
+    def enter_task(self) -> None:
+        """The world changes: schedules that count from a task's start begin anew."""
+        self.last["tasks"] = self.tasks
+        self.tasks += 1
+        self.task_start, self.task_updates = self.agent_steps, self.updates
+
+    def passed(self, every: int, unit: Unit) -> bool:
+        """Did the latest advance of `unit` reach a multiple of `every`? 0 means never."""
+        return every > 0 and self.now(unit) // every > self.last.get(unit, 0) // every
+
+    def state_dict(self) -> dict:
+        names = ("env_steps", "agent_steps", "updates", "tasks", "task_start", "task_updates")
+        return {name: getattr(self, name) for name in names} | {"last": dict(self.last)}
+
+    def load_state_dict(self, saved: dict) -> None:
+        for name, value in saved.items():
+            setattr(self, name, dict(value) if name == "last" else value)

@@ -1,0 +1,218 @@
+"""The only place that knows the seed axis, the compiler and the device.
+
+Agents and interventions are written for one seed. The engine stacks n of them and chooses how to run an update:
+
+* *batched*: the whole update of all members as one compiled region (`vmap` inside). Measured best for dense networks:
+  matrix products of all members become one.
+* *by member*: one member after the other on views into the stack, the optimizer in place by torch's fused kernel; with
+  the compiler, the gradient of each part is the compiled region. Measured best for convolutions, and for all eager
+  runs.
+
+Storage never moves: new values are written with `copy_` into the tensors the engine was born with, so nothing that
+holds one (a compiled region, a captured graph, an acting copy) goes stale at a reset.
+
+A member whose gradient is not finite is frozen at once, on the device (`alive`); its neighbours' bits do not change.
+The host learns of it when it asks (`diverged`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from core.clock import Clock, Unit
+from core.intervention import Intervention
+from core.ledger import entry
+from core.part import Context, Part, Step, check_parts
+from core.randomness import Noise, draw, draw_on_host, keys_tensor
+from core.state import Batch, State, States, Tensors, clone, member, stack, write
+
+Sample = Callable[[str, int], Batch]  # (stream, count) -> a batch [n, B, ...]
+
+
+class Learner(Protocol):
+    """What the engine asks of an agent or a testbed; everything for one seed."""
+
+    parts: dict[str, Part]
+    interventions: tuple[Intervention, ...]
+
+    def noise(self, batch_size: int) -> dict[str, Noise]: ...
+
+    def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]: ...
+
+
+class Engine:
+    """n learners, side by side."""
+
+    def __init__(
+        self, learner: Learner, seeds: Sequence[int], batch_size: int, device: str = "cpu", compile: bool = True
+    ) -> None:
+        self.learner, self.seeds, self.device = learner, tuple(seeds), torch.device(device)
+        check_parts(learner.parts, learner.interventions)
+        births = [{name: part.birth(seed, device) for name, part in learner.parts.items()} for seed in seeds]
+        self.states: States = stack(births)
+        self.alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
+        self.noise = learner.noise(batch_size)
+        self._keys = self._keys_of("update")
+
+        parts = learner.parts.values()
+        convolutional = any(layer.kind == "conv" for part in parts for layer in part.layers)
+        self.compiled = compile
+        self.batched = compile and not convolutional
+        for part in parts:
+            part.fused = not self.batched
+            if compile and not self.batched:
+                part.compiled_gradient = torch.compile(part.gradient, fullgraph=True)
+        self._run = torch.compile(self._batched, fullgraph=True) if self.batched else self._by_member
+
+    # updates
+
+    def update(self, batch: Batch, clock: Clock) -> Tensors:
+        """One update of every member. batch: leaves [n, B, ...] -> what the update reports, leaves [n, ...]."""
+        n = len(self.seeds)
+        count = torch.tensor(clock.updates + 1, device=self.device)
+        return self._run(self.states, batch | {"update": count.expand(n)}, count)
+
+    def _batched(self, states: States, batch: Batch, count: Tensor) -> Tensors:
+        noise = draw(self.noise, self._keys, count)
+        new, info = vmap(self.learner.update)(states, batch, noise)
+        self.alive.logical_and_(_finite(info))
+        gate = self.alive
+        for name, state in states.items():
+            _write_trained(state, new[name], gate)
+        return info
+
+    def _by_member(self, states: States, batch: Batch, count: Tensor) -> Tensors:
+        noise = draw(self.noise, self._keys, count)
+        infos = []
+        for i in range(len(self.seeds)):
+            mine = member(states, i)
+            new, info = self.learner.update(mine, member(batch, i) | {"alive": self.alive[i]}, member(noise, i))
+            self.alive[i].logical_and_(_finite(info))
+            for name, state in mine.items():
+                _write_trained(state, new[name], self.alive[i])
+            infos.append(info)
+        return tree_map(lambda *rows: torch.stack(rows), *infos)
+
+    # acting
+
+    def act(self, obs: np.ndarray, explore: float, stream: str, count: int, role: str = "params") -> np.ndarray:
+        """Actions for E episodes of each member. obs [n, E, *seen_shape] -> [n, E, *action_shape]."""
+        noise = draw_on_host(self.learner.act_noise(obs.shape[1]), self.seeds, stream, count)
+        seen = torch.from_numpy(obs).to(self.device, non_blocking=True)
+        with torch.inference_mode():
+            actions = [
+                self.learner.act(member(self.states, i), seen[i], explore, _to(member(noise, i), self.device), role)
+                for i in range(len(self.seeds))
+            ]
+            return torch.stack(actions).cpu().numpy()
+
+    # events
+
+    def intervene(self, clock: Clock, units: Sequence[Unit], sample: Sample) -> list[dict]:
+        """Apply the events that are due, in the order of the list; eager, seed by seed. -> ledger rows."""
+        rows = []
+        for intervention in self.learner.interventions:
+            if not (intervention.acts_at("event") and intervention.when.unit in units and intervention.when.due(clock)):
+                continue
+            for part in self.learner.parts.values():
+                if intervention in part.interventions:
+                    rows += [self._event(intervention, part, i, clock, sample) for i in range(len(self.seeds))]
+        return rows
+
+    def _event(self, intervention: Intervention, part: Part, i: int, clock: Clock, sample: Sample) -> dict:
+        states = member(self.states, i)
+        old = states[part.name]
+        stream = f"event/{intervention.name}/{part.name}"
+
+        def draw_batch() -> tuple[Batch, Tensors]:
+            batch = member(sample(stream, clock.updates), i) | {"update": torch.tensor(clock.updates)}
+            return batch, member(draw(self.noise, self._keys_of(stream), torch.tensor(clock.updates)), i)
+
+        ctx = Context(part, states, clock, self.seeds[i], intervention.name, self.device, draw_batch)
+        new = intervention.event(part, old, ctx)
+        row = entry(intervention, part, self.seeds[i], clock, old, new)
+        if new is not old:
+            write(old, clone(new))
+        return row
+
+    # observation
+
+    def observe(self, batch: Batch, clock: Clock, diagnostics: Sequence[Callable]) -> dict[str, list[float]]:
+        """Run diagnostics on a batch; nothing of training is touched. -> {"part/name": one number per member}."""
+        n, count = len(self.seeds), torch.tensor(clock.updates, device=self.device)
+        size = batch["reward"].shape[1]
+        noise = draw(self.learner.noise(size), self._keys_of("observe"), count)
+        found: dict[str, list[Tensor]] = {}
+        for i in range(n):
+            states = member(self.states, i)
+            mine = member(batch, i) | {"update": count, "alive": self.alive[i]}
+            for part in self.learner.parts.values():
+                if not part.layers:
+                    continue
+                grads, outcome = part.gradient(states, mine, member(noise, i))
+                step = Step(mine, member(noise, i), outcome, grads)
+                for diagnostic in diagnostics:
+                    for name, value in diagnostic(part, states[part.name], step).items():
+                        found.setdefault(f"{part.name}/{name}", []).append(value)
+        return {name: torch.stack([v.float() for v in values]).tolist() for name, values in found.items()}
+
+    def diverged(self) -> list[bool]:
+        """Which members have been frozen. Waits for the device."""
+        return (~self.alive).tolist()
+
+    # persistence
+
+    def state_dict(self) -> dict:
+        return {"states": {name: state._asdict() for name, state in self.states.items()}, "alive": self.alive}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Write saved numbers into this engine's storage. Names and shapes must agree."""
+        states = {name: State(**fields) for name, fields in saved["states"].items()}
+        _check_same_tree(self.states, states)
+        write(self.states, tree_map(lambda leaf: leaf.to(self.device), states))
+        self.alive.copy_(saved["alive"])
+
+    def _keys_of(self, stream: str) -> dict[str, Tensor]:
+        return {name: keys_tensor(self.seeds, f"{stream}/{name}").to(self.device) for name in self.noise}
+
+
+def _write_trained(state: State, new: State, alive: Tensor) -> None:
+    """Write what an update can change (all but the birth weights), where the member is alive. alive: [] or [n]."""
+
+    def gate(value: Tensor, old: Tensor) -> Tensor:
+        return torch.where(alive.reshape(alive.shape + (1,) * (old.ndim - alive.ndim)), value, old)
+
+    trained = State._fields
+    for field in trained:
+        if field != "birth":
+            write(getattr(state, field), getattr(new, field), gate)
+
+
+def _finite(info: Tensors) -> Tensor:
+    """Whether an update went well, by its gradient norms. -> [] or [n] bool."""
+    norms = [value for name, value in info.items() if name.endswith("/grad_norm")]
+    return torch.stack(norms).isfinite().all(0)
+
+
+def _to(tensors: Tensors, device: torch.device) -> Tensors:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+
+def _check_same_tree(mine: States, saved: States) -> None:
+    def leaves(tree: States) -> dict[str, tuple]:
+        flat, _ = torch.utils._pytree.tree_flatten_with_path(tree)
+        return {torch.utils._pytree.keystr(path): tuple(leaf.shape) for path, leaf in flat}
+
+    a, b = leaves(mine), leaves(saved)
+    if a != b:
+        wrong = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+        raise ValueError(
+            f"the checkpoint does not fit this configuration: {', '.join(wrong[:3])} differ in shape or name"
+        )

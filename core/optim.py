@@ -1,0 +1,79 @@
+"""Adam and AdamW as a function of values.
+
+    m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   t <- t + 1
+    w <- w (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+Kingma & Ba 2015, Algorithm 1; decay decoupled as in Loshchilov & Hutter 2019. The step count t belongs to each tensor
+and may have the tensor's own shape, so that an intervention can restart single tensors, or single units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.state import Tensors
+
+Slots = dict[str, Tensors]
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Settings of the optimizer of one part."""
+
+    lr: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    decay: float = 0.0  # decoupled weight decay, on tensors with more than one axis only
+
+    def start(self, params: Tensors) -> Slots:
+        """Slots of an optimizer that has taken no step."""
+        return {
+            "m": {k: torch.zeros_like(p) for k, p in params.items()},
+            "v": {k: torch.zeros_like(p) for k, p in params.items()},
+            "t": {k: p.new_zeros(()) for k, p in params.items()},
+        }
+
+    def step(self, params: Tensors, grads: Tensors, slots: Slots) -> tuple[Tensors, Slots]:
+        """One step, as new values. All dicts share the names of `params`."""
+        new, m, v, t = {}, {}, {}, {}
+        for k, p in params.items():
+            t[k] = slots["t"][k] + 1
+            m[k] = slots["m"][k].lerp(grads[k], 1 - self.b1)
+            v[k] = slots["v"][k] * self.b2 + grads[k].square() * (1 - self.b2)
+            step_size = self.lr / (1 - self.b1 ** t[k])
+            denominator = (v[k] / (1 - self.b2 ** t[k])).sqrt() + self.eps
+            new[k] = p * (1 - self.lr * self._decay(p)) - step_size * m[k] / denominator
+        return new, {"m": m, "v": v, "t": t}
+
+    def step_(self, params: Tensors, grads: Tensors, slots: Slots, skip: Tensor) -> None:
+        """The same step in place, by torch's fused kernel; nothing moves where `skip` () is 1."""
+        for decayed in (True, False):
+            names = [k for k, p in params.items() if (p.ndim > 1) == decayed]
+            if not names:
+                continue
+            t = [slots["t"][k] for k in names]
+            torch._foreach_add_(t, 1)
+            torch._fused_adamw_(
+                [params[k] for k in names],
+                [grads[k] for k in names],
+                [slots["m"][k] for k in names],
+                [slots["v"][k] for k in names],
+                [],
+                t,
+                lr=self.lr,
+                beta1=self.b1,
+                beta2=self.b2,
+                weight_decay=self.decay if decayed else 0.0,
+                eps=self.eps,
+                amsgrad=False,
+                maximize=False,
+                found_inf=skip,
+            )
+            torch._foreach_sub_(t, [skip] * len(t))
+
+    def _decay(self, p: Tensor) -> float:
+        return self.decay if p.ndim > 1 else 0.0

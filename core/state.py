@@ -1,0 +1,58 @@
+"""A network with all that training attaches to it, as one value.
+
+Everything plasticity research does to a network is a function State -> State. Shapes are for one seed; the engine
+stacks the states of n seeds along a leading axis and writes new values into storage that never moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+Tensors = dict[str, Tensor]  # parameter name -> tensor
+Batch = dict[str, Tensor]  # obs, action, reward, discount, next_obs, weight, update
+
+
+class State(NamedTuple):
+    """One network of one seed: what is trained, and what surrounds it."""
+
+    params: Tensors  # what the optimizer trains
+    birth: Tensors  # the weights this network (or its redrawn part) was born with
+    copies: dict[str, Tensors]  # slow copies by role: "target" for bootstrapping, ...; the names of params
+    optim: dict[str, Tensors]  # optimizer slots by name, for Adam: m, v, t
+    buffers: Tensors  # untrained numbers the network carries (running statistics); {} for most
+    memory: dict[str, Tensors]  # what each intervention remembers, under its name
+
+
+States = dict[str, State]  # part name -> State: the whole learner is this tree
+
+
+def weights(s: State, role: str) -> Tensors:
+    """The trained parameters ("params") or the slow copy of that role."""
+    return s.params if role == "params" else s.copies[role]
+
+
+def stack(trees: Sequence[States]) -> States:
+    """Put n learners side by side: every leaf [...] becomes [n, ...]."""
+    return tree_map(lambda *leaves: torch.stack(leaves), *trees)
+
+
+def member(states, i: int):
+    """Learner i of a stack, as views into its storage."""
+    return tree_map(lambda leaf: leaf[i], states)
+
+
+def clone(states):
+    """The same values in new storage."""
+    return tree_map(torch.clone, states)
+
+
+def write(old, new, gate: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+    """Write `new` into the storage of `old`, leaf by leaf. `gate(new, old)` may hold values back."""
+    for target, value in zip(tree_leaves(old), tree_leaves(new), strict=True):
+        if value is not target:
+            target.copy_(value if gate is None else gate(value, target))

@@ -1,0 +1,55 @@
+"""Hare & Tortoise: a fast network learns, a slow one averages it, and now and then the fast one restarts from the slow
+one.
+
+Idea      The hare adapts and overfits; the tortoise integrates slowly and generalises. Restarting the hare at the
+          tortoise keeps knowledge and restores plasticity.
+Rule      every update   tortoise <- momentum * tortoise + (1 - momentum) * hare
+          now and then   hare <- tortoise
+Source    Lee et al. 2024, "Slow and Steady Wins the Race", section 4 and released supervised code (verified). The RL
+          code is not public: the period and momentum here are our choice within the supervised range, period * (1 -
+          momentum) in [0.2, 2].
+Choices   The optimizer's moments belong to the hare and are kept (verified). `tortoise=own` keeps a slow copy of its
+          own; `tortoise=target` takes the agent's target network, which follows at the agent's tau (BBF and DrQ act
+          with theirs). The released reset aliases the two networks' storage, so that the tortoise swallows the hare's
+          next step whole; here values are copied. Evaluate the tortoise with agent.evaluate_with=tortoise.
+Effects   Function: the hare's becomes the tortoise's. Target: kept. Birth weights: kept.
+Defaults  momentum 0.999, every 1,000 updates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from core.intervention import Intervention, OptimizerRule
+from core.options import option
+from core.part import Context, Part, Step, replant
+from core.state import State
+
+
+@dataclass(kw_only=True)
+class HareAndTortoise(Intervention):
+    momentum: float = option(0.999, low=0, high=1, help="share of the tortoise that stays in each update")
+    tortoise: Literal["own", "target"] = option("own", help="a slow copy of its own, or the agent's target network")
+    optimizer: OptimizerRule = option("keep", help="the hare's moments when it restarts: keep, touched or all")
+
+    @property
+    def role(self) -> str:
+        return "tortoise" if self.tortoise == "own" else "target"
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        return (self.role,) if self.tortoise == "own" else ()
+
+    def after_step(self, part: Part, s: State, step: Step) -> State:
+        if self.tortoise == "target":
+            return s
+        names, slow = part.names(self.where), s.copies[self.role]
+        slow = slow | {k: slow[k].lerp(s.params[k], 1 - self.momentum) for k in names}
+        return s._replace(copies=s.copies | {self.role: slow})
+
+    def event(self, part: Part, s: State, ctx: Context) -> State:
+        if self.role not in s.copies:
+            return s  # a part without a target network has no tortoise to restart from
+        slow = s.copies[self.role]
+        return replant(part, s, {k: slow[k].clone() for k in part.names(self.where)}, optimizer=self.optimizer)

@@ -1,0 +1,7 @@
+"""Networks, and what their outputs mean. `NETS` and `VALUES` are the choices of the options `net` and `value`."""
+
+from nets.q_network import Nature, Vectors
+from nets.value import C51, HLGauss, Scalar, TwoHot
+
+NETS = {"mlp": Vectors, "nature": Nature}
+VALUES = {"scalar": Scalar, "two_hot": TwoHot, "hl_gauss": HLGauss, "c51": C51}

@@ -1,0 +1,56 @@
+"""Encoders of stacked frames."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.part import Layer, NetSpec
+from core.state import Tensors
+from nets.layers import hidden_chain, initialise, normalisation
+
+# channels, kernel, stride of the Nature DQN (Mnih et al. 2015)
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+
+
+class NatureEncoder(nn.Module):
+    """The three convolutions of the Nature DQN. uint8 [B, stack, H, W] -> [B, features].
+
+    padding "same" (flax, Dopamine; 84 -> 21 -> 11 -> 11, 7,744 features) or "valid" (Nature, most PyTorch code; 84 ->
+    20 -> 9 -> 7, 3,136 features). Pixels are divided by 255.
+    """
+
+    def __init__(self, seen_shape: tuple[int, ...], padding: str, spec: NetSpec) -> None:
+        super().__init__()
+        channels, *sides = seen_shape
+        self.spec, self.pads = spec, []
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for out, kernel, stride in NATURE:
+            pads = [_same_padding(side, kernel, stride) if padding == "same" else (0, 0) for side in sides]
+            sides = [(side + sum(pad) - kernel) // stride + 1 for side, pad in zip(sides, pads, strict=True)]
+            if min(sides) < 1:
+                raise ValueError(f"frames of {seen_shape[1:]} are too small for the Nature network")
+            self.pads.append((*pads[1], *pads[0]))  # F.pad wants the last axis first
+            self.convs.append(initialise(nn.Conv2d(channels, out, kernel, stride), spec.init))
+            self.norms.append(normalisation(out, spec, image=True))
+            channels = out
+        self.n_out = channels * math.prod(sides)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensors]:
+        x, feats = frames.float() / 255, {}
+        for i, (conv, norm, pad) in enumerate(zip(self.convs, self.norms, self.pads, strict=True)):
+            x = feats[f"h{i}"] = F.relu(norm(conv(F.pad(x, pad) if any(pad) else x)))
+        return x.flatten(-3), feats
+
+    def chain(self, prefix: str, readers: tuple[str, ...]) -> list[Layer]:
+        """Its layers as the network that holds it under `prefix` sees them."""
+        names = [(f"{prefix}.convs.{i}", f"{prefix}.norms.{i}", f"{prefix}.h{i}") for i in range(len(self.convs))]
+        return hidden_chain(names, "conv", "encoder", readers, self.spec)
+
+
+def _same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after an axis so that it comes out at ceil(side / stride), as TensorFlow and flax do it."""
+    total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
+    return total // 2, total - total // 2

@@ -1,0 +1,103 @@
+"""Multi-layer perceptrons and what is built from them: the SAC critic pair, the Gaussian actor, the temperature."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.part import Layer, NetSpec, Section
+from core.state import Tensors
+from nets.layers import hidden_chain, initialise, normalisation
+
+
+class Trunk(nn.Module):
+    """Hidden layers: [linear, norm, ReLU] x depth. [B, n_in] -> [B, width]."""
+
+    def __init__(self, n_in: int, spec: NetSpec) -> None:
+        super().__init__()
+        widths = [n_in] + [spec.width] * spec.depth
+        self.spec, self.n_out = spec, widths[-1]
+        self.layers = nn.ModuleList(
+            initialise(nn.Linear(a, b), spec.init) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.norms = nn.ModuleList(normalisation(spec.width, spec) for _ in self.layers)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        feats = {}
+        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            x = feats[f"h{i}"] = F.relu(norm(layer(x)))
+        return x, feats
+
+    def chain(self, prefix: str, section: Section, readers: tuple[str, ...]) -> list[Layer]:
+        """Its layers as the network that holds it under `prefix` sees them."""
+        names = [(f"{prefix}.layers.{i}", f"{prefix}.norms.{i}", f"{prefix}.h{i}") for i in range(self.spec.depth)]
+        return hidden_chain(names, "linear", section, readers, self.spec)
+
+
+class MLP(nn.Module):
+    """Trunk and a linear head. [B, n_in] -> [B, n_out]."""
+
+    def __init__(self, n_in: int, n_out: int, spec: NetSpec) -> None:
+        super().__init__()
+        self.trunk = Trunk(n_in, spec)
+        self.head = initialise(nn.Linear(self.trunk.n_out, n_out), spec.init)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        x, feats = self.trunk(x)
+        return self.head(x), {f"trunk.{k}": v for k, v in feats.items()}
+
+    def chains(self) -> list[list[Layer]]:
+        return [[*self.trunk.chain("trunk", "trunk", ("head",)), Layer("head", "linear", "head", output=True)]]
+
+
+class Critics(nn.Module):
+    """Independent critics of (observation, action). [B, d], [B, a] -> [critics, B, bins]."""
+
+    def __init__(self, count: int, obs_dim: int, action_dim: int, bins: int, spec: NetSpec) -> None:
+        super().__init__()
+        self.q = nn.ModuleList(MLP(obs_dim + action_dim, bins, spec) for _ in range(count))
+
+    def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensors]:
+        x = torch.cat([obs, action], -1)
+        outs, feats = [], {}
+        for i, q in enumerate(self.q):
+            out, f = q(x)
+            outs.append(out)
+            feats |= {f"q.{i}.{k}": v for k, v in f.items()}
+        return torch.stack(outs), feats
+
+    def chains(self) -> list[list[Layer]]:
+        return [[layer.under(f"q.{i}") for layer in chain] for i, q in enumerate(self.q) for chain in q.chains()]
+
+
+class GaussianActor(nn.Module):
+    """Mean and unsquashed log-deviation of a Gaussian. [B, d] -> [B, 2, a]."""
+
+    def __init__(self, obs_dim: int, action_dim: int, spec: NetSpec) -> None:
+        super().__init__()
+        self.trunk = Trunk(obs_dim, spec)
+        self.mean = initialise(nn.Linear(self.trunk.n_out, action_dim), spec.init)
+        self.log_std = initialise(nn.Linear(self.trunk.n_out, action_dim), spec.init, gain=1.0)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensors]:
+        x, feats = self.trunk(obs)
+        return torch.stack([self.mean(x), self.log_std(x)], -2), {f"trunk.{k}": v for k, v in feats.items()}
+
+    def chains(self) -> list[list[Layer]]:
+        heads = [Layer(name, "linear", "head", output=True) for name in ("mean", "log_std")]
+        return [[*self.trunk.chain("trunk", "trunk", ("mean", "log_std")), *heads]]
+
+
+class Temperature(nn.Module):
+    """SAC's entropy weight, trained as its logarithm. -> ()."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(initial).log())
+
+    def forward(self) -> tuple[Tensor, Tensors]:
+        return self.log.exp(), {}
+
+    def chains(self) -> list[list[Layer]]:
+        return []

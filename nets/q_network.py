@@ -1,0 +1,73 @@
+"""The network of value-based agents: an encoder where there are frames, hidden layers, and a plain or dueling head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from core.part import Layer, NetSpec
+from core.state import Tensors
+from nets.conv import NatureEncoder
+from nets.layers import initialise
+from nets.mlp import Trunk
+
+
+@dataclass(frozen=True)
+class Vectors(NetSpec):
+    """Hidden layers on vector observations."""
+
+
+@dataclass(frozen=True)
+class Nature(NetSpec):
+    """The Nature DQN's convolutions, then hidden layers. Defaults as Dopamine's Atari-100k agents."""
+
+    width: int = 512
+    depth: int = 1
+    init: Literal["orthogonal", "xavier", "torch"] = "xavier"
+    padding: Literal["same", "valid"] = "same"
+
+
+class QNetwork(nn.Module):
+    """Action values. [B, *seen_shape] -> [B, actions, bins].
+
+    Dueling (Wang et al. 2016): out = V + A - mean over actions of A, per bin, before any softmax; both streams are
+    linear heads on the shared hidden layer, as in Dopamine.
+    """
+
+    def __init__(self, seen_shape: tuple[int, ...], actions: int, bins: int, dueling: bool, spec: NetSpec) -> None:
+        super().__init__()
+        image = len(seen_shape) > 1
+        if image != isinstance(spec, Nature):
+            raise ValueError(
+                f"net={'mlp' if image else 'nature'} does not fit observations of shape {seen_shape}; "
+                f"use net={'nature' if image else 'mlp'}"
+            )
+        self.shape = (actions, bins)
+        self.encoder = NatureEncoder(seen_shape, spec.padding, spec) if image else None
+        self.trunk = Trunk(self.encoder.n_out if self.encoder else seen_shape[0], spec)
+        self.advantage = initialise(nn.Linear(self.trunk.n_out, actions * bins), spec.init)
+        self.value = initialise(nn.Linear(self.trunk.n_out, bins), spec.init) if dueling else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        feats = {}
+        if self.encoder:
+            x, f = self.encoder(x)
+            feats |= {f"encoder.{k}": v for k, v in f.items()}
+        x, f = self.trunk(x)
+        feats |= {f"trunk.{k}": v for k, v in f.items()}
+        out = self.advantage(x).unflatten(-1, self.shape)
+        if self.value:
+            out = out - out.mean(-2, keepdim=True) + self.value(x).unsqueeze(-2)
+        return out, feats
+
+    def chains(self) -> list[list[Layer]]:
+        heads = ("advantage", "value") if self.value else ("advantage",)
+        # with an encoder, everything after the convolutions is "the head", as DrQ and PLASTIC reset it
+        section = "head" if self.encoder else "trunk"
+        chain = self.trunk.chain("trunk", section, heads)
+        if self.encoder:
+            first = chain[0].name if chain else heads[0]
+            chain = self.encoder.chain("encoder", (first,) if chain else heads) + chain
+        return [[*chain, *(Layer(name, "linear", "head", output=True) for name in heads)]]

@@ -1,0 +1,140 @@
+"""What the output of a value network means: a number, or a histogram over values.
+
+A categorical loss does not care how large the targets' mean is (Farebrother et al. 2024; Lyle et al. 2024). Every value
+object offers the same four functions to every agent:
+
+    decode(out [..., bins]) -> value [...]
+    backup(reward, discount, next_out [..., bins]) -> target      a number, or for C51 a distribution [..., bins]
+    loss(out [..., bins], target) -> [...]                        per sample
+    expected(target) -> [...]                                     the number a target stands for
+
+Bins are built on the output's device, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """Regression: the output is the value."""
+
+    error: Literal["mse", "huber"] = "huber"  # mse: squared error, without the half (jaxrl's SAC); huber: kappa = 1
+
+    bins = 1
+
+    def decode(self, out: Tensor) -> Tensor:
+        return out[..., 0]
+
+    def backup(self, reward: Tensor, discount: Tensor, next_out: Tensor) -> Tensor:
+        return reward + discount * self.decode(next_out)
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        kind = F.mse_loss if self.error == "mse" else F.huber_loss
+        return kind(self.decode(out), target, reduction="none")
+
+    def expected(self, target: Tensor) -> Tensor:
+        return target
+
+
+@dataclass(frozen=True)
+class Support:
+    """A histogram over [low, high]: shared by the categorical value losses."""
+
+    low: float = -10.0
+    high: float = 10.0
+    bins: int = 51
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"low={self.low} must be below high={self.high}")
+        if self.bins < 2:
+            raise ValueError(f"bins={self.bins} must be at least 2")
+
+    @property
+    def step(self) -> float:
+        """Distance between neighbouring atoms."""
+        return (self.high - self.low) / (self.bins - 1)
+
+    def atoms(self, like: Tensor) -> Tensor:
+        """The values the bins stand for. -> [bins]."""
+        return torch.linspace(self.low, self.high, self.bins, device=like.device)
+
+    def decode(self, out: Tensor) -> Tensor:
+        return (out.softmax(-1) * self.atoms(out)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Encoded(Support):
+    """A histogram trained towards a number, which `encode` turns into a distribution."""
+
+    def encode(self, target: Tensor) -> Tensor:
+        """The distribution to be predicted for a target. [...] -> [..., bins]."""
+        raise NotImplementedError
+
+    def backup(self, reward: Tensor, discount: Tensor, next_out: Tensor) -> Tensor:
+        return reward + discount * self.decode(next_out)
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return -(self.encode(target) * out.log_softmax(-1)).sum(-1)
+
+    def expected(self, target: Tensor) -> Tensor:
+        return target
+
+
+@dataclass(frozen=True)
+class TwoHot(Encoded):
+    """All mass on the two atoms around the target, so that the mean is exact (within the support)."""
+
+    def encode(self, target: Tensor) -> Tensor:
+        position = (target.clamp(self.low, self.high)[..., None] - self.atoms(target)) / self.step
+        return (1 - position.abs()).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class HLGauss(Encoded):
+    """A Gaussian's mass per bin around the target (Imani & White 2018; Farebrother et al. 2024).
+
+    `low` and `high` are the outer edges; leave three sigma of room beyond the values that occur, or the mean is biased.
+    """
+
+    smooth: float = 0.75  # sigma in bin widths
+
+    @property
+    def step(self) -> float:
+        return (self.high - self.low) / self.bins
+
+    def atoms(self, like: Tensor) -> Tensor:
+        half = self.step / 2
+        return torch.linspace(self.low + half, self.high - half, self.bins, device=like.device)
+
+    def encode(self, target: Tensor) -> Tensor:
+        edges = torch.linspace(self.low, self.high, self.bins + 1, device=target.device)
+        sigma = self.smooth * self.step
+        cdf = torch.erf((edges - target.clamp(self.low, self.high)[..., None]) / (math.sqrt(2) * sigma))
+        return cdf.diff(dim=-1) / (cdf[..., -1:] - cdf[..., :1])
+
+
+@dataclass(frozen=True)
+class C51(Support):
+    """The distribution of returns (Bellemare et al. 2017): the target is a distribution, projected onto the atoms."""
+
+    def backup(self, reward: Tensor, discount: Tensor, next_out: Tensor) -> Tensor:
+        atoms = self.atoms(next_out)
+        moved = (reward[..., None] + discount[..., None] * atoms).clamp(self.low, self.high)
+        # weight[j, i]: the share of moved atom j's mass that falls to atom i
+        weight = (1 - (moved[..., None] - atoms).abs() / self.step).clamp(0, 1)
+        return (next_out.softmax(-1)[..., None] * weight).sum(-2)
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return -(target * out.log_softmax(-1)).sum(-1)
+
+    def expected(self, target: Tensor) -> Tensor:
+        return (target * self.atoms(target)).sum(-1)
