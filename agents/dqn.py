@@ -89,7 +89,7 @@ class DQN:
         error = self.value.loss(taken, target)
         loss = (b["weight"] * error).mean()
         q = self.value.decode(taken)
-        values = {"q": q, "target": self.value.expected(target), "priority": (error + 1e-10).sqrt()}
+        values = {"q": q, "target": self.value.expected(target), "priority": error}
         return Outcome(loss, feats, {"q/loss": loss, "q/mean": q.mean()}, values)
 
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:

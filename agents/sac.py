@@ -107,7 +107,7 @@ class SAC:
         error = self.value.loss(out, target.expand(self.settings.critics, *target.shape))
         loss = (b["weight"] * error).sum(0).mean()
         q = self.value.decode(out)
-        values = {"q": q[0], "target": self.value.expected(target), "priority": (error.mean(0) + 1e-10).sqrt()}
+        values = {"q": q[0], "target": self.value.expected(target), "priority": error.mean(0)}
         return Outcome(loss, feats, {"critic/loss": loss, "critic/q_mean": q.mean()}, values)
 
     def actor_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:

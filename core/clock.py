@@ -55,7 +55,7 @@ class Clock:
 
     def step(self) -> None:
         """One agent step was taken."""
-        self.last |= {"agent_steps": self.agent_steps, "env_steps": self.env_steps}
+        self.last |= {"agent_steps": self.agent_steps, "env_steps": self.env_steps, "updates": self.updates}
         self.agent_steps += 1
         self.env_steps = min(self.env_steps + self.action_repeat, self.steps)
 

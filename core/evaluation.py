@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -32,20 +32,13 @@ class Result(NamedTuple):
 
 
 def evaluate(
-    engine: Engine,
-    make_lane: Callable[[str], Lane],
-    episodes: int,
-    *,
-    explore: float,
-    role: str,
-    stream: str,
+    engine: Engine, lanes: Sequence[Lane], episodes: int, *, explore: float, role: str, stream: str
 ) -> list[Result]:
     """Play `episodes` episodes with every member of the engine. -> results ordered by seed and episode.
 
-    make_lane(stream) opens n environments; at most LANES are open at a time, and lane l plays episodes l, l + lanes,
-    ... of each seed. `stream` names the random streams: equal names give equal episodes.
+    Each lane is n environments, one per seed; lane l plays episodes l, l + lanes, ... of each seed. `stream` names the
+    random numbers of the policy.
     """
-    lanes = [make_lane(f"{stream}/{k}") for k in range(min(LANES, episodes))]
     wanted = [len(range(k, episodes, len(lanes))) for k in range(len(lanes))]
     for lane in lanes:
         lane.reset()

@@ -199,7 +199,7 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
     """
     s = states[part.name]
     grads, outcome = part.compiled_gradient(states, batch, noise)
-    norm = torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]))
     outcome = outcome._replace(info=outcome.info | {f"{part.name}/grad_norm": norm})
     if part.fused:
         part.optim.step_(s.params, grads, s.optim, skip=(~(norm.isfinite() & batch["alive"])).float())
@@ -217,7 +217,8 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
 def follow(part: Part, states: States, tau: float | Tensor, role: str = "target") -> States:
     """Let a slow copy follow: copy <- copy + tau (params - copy). tau = 1 is a hard copy."""
     s = states[part.name]
-    slow = {k: c.lerp(s.params[k], tau) for k, c in s.copies[role].items()}
+    lerp = torch.Tensor.lerp_ if part.fused else torch.lerp
+    slow = {k: lerp(c, s.params[k], tau) for k, c in s.copies[role].items()}
     return states | {part.name: s._replace(copies=s.copies | {role: slow})}
 
 

@@ -1,5 +1,4 @@
-"""Hare & Tortoise: a fast network learns, a slow one averages it, and now and then the fast one restarts from the slow
-one.
+"""Hare & Tortoise: a fast network learns, a slow one averages it, and now and then the fast one restarts there.
 
 Idea      The hare adapts and overfits; the tortoise integrates slowly and generalises. Restarting the hare at the
           tortoise keeps knowledge and restores plasticity.

@@ -7,8 +7,8 @@ Choices   The paper prints no half, the authors' code has it, and all tuned coef
           half. Weights and biases; gains and shifts of normalisation are left out (both verified in the code). theta_0
           of a tensor that a reset redrew is the new draw, as long as that reset renews birth weights.
 Effects   Function: changes slowly. Optimizer: sees the penalty's gradient. Target and copies: not regularised; they
-follow. Defaults  1e-3: between the paper's best on permuted MNIST (1e-2) and what deeper networks bear (1e-5); sweep it
-in RL.
+          follow.
+Defaults  1e-3: between the paper's best on permuted MNIST (1e-2) and what deeper networks bear (1e-5); sweep it in RL.
 """
 
 from __future__ import annotations

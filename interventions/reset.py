@@ -1,17 +1,20 @@
 """Reset: parts of a network, or all of it, begin life again; the replay buffer remembers.
 
 Idea      An agent that has overfitted early data cannot learn from later data; a newborn network on the same buffer
-can. Rule      now and then   theta[where] <- phi,   phi a fresh draw from the initialisers (or the birth weights)
+          can.
+Rule      now and then   theta[where] <- phi,   phi a fresh draw from the initialisers (or the birth weights)
 Source    Nikishin et al. 2022, "The Primacy Bias in Deep Reinforcement Learning", section 4; D'Oro et al. 2023
-(SR-SAC). Choices   `where`: head is DrQ's and PLASTIC's scope, output is SPR's last layer, all is SAC's (with
-          on=["*",alpha], so that the temperature is born again too). `toward`: fresh draws (rl_with_resets) by default;
-          birth returns to theta_0, as SR-SAC's released code does. `optimizer`: moments and step counts of the touched
-          tensors start anew; "all" rebuilds the part's optimizer, as PLASTIC does. `target`: the new weights are copied
-          into the target; a slow copy of hare_and_tortoise follows the same way, or it would bring the old weights back
-          (our inference).
+          (SR-SAC).
+Choices   `where`: head is DrQ's and PLASTIC's scope, output is SPR's last layer, all is SAC's (with on=["*",alpha], so
+          that the temperature is born again too). `toward`: fresh draws (rl_with_resets) by default; birth returns to
+          theta_0, as SR-SAC's released code does. `optimizer`: moments and step counts of the touched tensors start
+          anew; "all" rebuilds the part's optimizer, as PLASTIC does. `target`: the new weights are copied into the
+          target; a slow copy of hare_and_tortoise follows the same way, or it would bring the old weights back (our
+          inference).
 Effects   Function: lost where it acts. theta_0 becomes the new draw (`renew_birth`), which is what l2_init then pulls
-to. Defaults  the head every 40,000 updates (PLASTIC's DrQ), none with less than one interval left. At replay ratio 1
-          resets cost more than they bring; at 8 and more they pay.
+          to.
+Defaults  the head every 40,000 updates (PLASTIC's DrQ), none with less than one interval left. At replay ratio 1 resets
+          cost more than they bring; at 8 and more they pay.
 """
 
 from __future__ import annotations

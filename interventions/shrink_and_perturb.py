@@ -2,12 +2,14 @@
 
 Idea      Shrinking keeps what was learned (up to confidence) and restores room to learn; noise restores diversity.
 Rule      now and then   theta <- keep * theta + noise * phi,   phi a fresh draw from the initialisers (or the birth
-weights) Source    Ash & Adams 2020, "On Warm-Starting Neural Network Training", section 4. Five parameterisations
+          weights)
+Source    Ash & Adams 2020, "On Warm-Starting Neural Network Training", section 4. Five parameterisations
           circulate; `preset` names them, all verified in the sources' code:
             custom          keep and noise as given
             ash_adams       0.4, 0.1, fresh draw, optimizer rebuilt
-            bbf             0.5, 0.5, fresh, the target with a draw of its own, optimizer rebuilt (Schwarzer et al.
-            2023) sr_spr          0.8, 0.2, otherwise as bbf
+            bbf             0.5, 0.5, fresh, the target with a draw of its own, optimizer rebuilt
+                            (Schwarzer et al. 2023)
+            sr_spr          0.8, 0.2, otherwise as bbf
             hare_tortoise   0.2, 0.8 towards the birth weights (Lee et al. 2024 call 0.8 what multiplies theta_0)
 Choices   All tensors of `where`, gains, shifts and biases included. Names `keep` and `noise` because the letter lambda
           means opposite things in different papers. Moments of what is touched start anew (`optimizer=keep` to keep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ class NatureEncoder(nn.Module):
         self.n_out = channels * math.prod(sides)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensors]:
-        x, feats = frames.float() / 255, {}
+        x, feats = (frames.float() / 255).contiguous(memory_format=torch.channels_last), {}
         for i, (conv, norm, pad) in enumerate(zip(self.convs, self.norms, self.pads, strict=True)):
             x = feats[f"h{i}"] = F.relu(norm(conv(F.pad(x, pad) if any(pad) else x)))
         return x.flatten(-3), feats

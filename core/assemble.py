@@ -1,0 +1,51 @@
+"""From a configuration to the things it names. Rooms are found by name (core/rooms.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from core import rooms
+from core.config import Config, Prioritised, Uniform
+from core.options import nearest
+from core.spec import Env, EnvSpec
+
+
+def environments(config: Config, task: str) -> Callable[[], Env]:
+    """How to open one environment of a task. Games of a stream all take the full action set, so that one network fits."""
+    make = importlib.import_module("envs.make").make
+    options = dict(config.env_options)
+    if len(config.tasks) > 1 and task.startswith("atari/"):
+        options["full_actions"] = True
+    return lambda: make(task, **options)
+
+
+def agent(config: Config, spec: EnvSpec) -> Any:
+    """The learner that a configuration describes, for environments that look like `spec`."""
+    make = rooms.classes("agent")[config.agent_kind]
+    return make(config.agent, spec, config.net, config.value, config.interventions)
+
+
+def replay_options(settings: Uniform | Prioritised) -> dict[str, Any]:
+    """What the replay's constructor takes."""
+    return dataclasses.asdict(settings) | {"prioritised": isinstance(settings, Prioritised)}
+
+
+def check_role(learner: Any, role: str, option: str) -> None:
+    """Raises ValueError if the network that acts has no slow copy of that role."""
+    known = ("params", *learner.acting_part.copies)
+    if role not in known:
+        raise ValueError(f"agent.{option}: {role} given; {nearest(role, known)}")
+
+
+def compiler_found() -> bool:
+    """Whether torch can compile for this machine: it needs a C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return bool(get_cpp_compiler())
+    except InvalidCxxCompiler:
+        return False

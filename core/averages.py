@@ -1,0 +1,55 @@
+"""What happened since the last log, per seed: means of what updates report, and the latest finished episodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from core.spec import Episode
+from core.state import Tensors
+
+
+class Averages:
+    """Sums that stay on the device until the log asks. Part of a checkpoint, so that a resumed run logs the same rows."""
+
+    def __init__(self, members: int) -> None:
+        self._sums: Tensors = {}
+        self._count = 0
+        self._returns: list[list[float]] = [[] for _ in range(members)]
+        self.latest: list[float | None] = [None] * members  # return of each member's latest training episode
+        self.diverged: list[int] = []  # seeds already reported as diverged
+
+    def add(self, metrics: Tensors) -> None:
+        """Take in one update's report, leaves [n]."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._count += 1
+
+    def add_episode(self, episode: Episode) -> None:
+        self._returns[episode.index].append(float(episode.score))
+        self.latest[episode.index] = float(episode.score)
+
+    def take(self) -> dict[str, Any]:
+        """Means since the last call, one number per seed, and begin anew. Waits for the device."""
+        row: dict[str, Any] = {name: (total / self._count).tolist() for name, total in self._sums.items()}
+        if any(self._returns):
+            row["train/return"] = [sum(r) / len(r) if r else float("nan") for r in self._returns]
+        self._sums, self._count = {}, 0
+        self._returns = [[] for _ in self._returns]
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "sums": dict(self._sums),
+            "count": self._count,
+            "returns": [list(r) for r in self._returns],
+            "latest": list(self.latest),
+            "diverged": list(self.diverged),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        self._sums = {name: total.to(device) for name, total in saved["sums"].items()}
+        self._count = saved["count"]
+        self._returns = [list(r) for r in saved["returns"]]
+        self.latest, self.diverged = list(saved["latest"]), list(saved["diverged"])

@@ -1,0 +1,205 @@
+"""Checkpoints: everything a run needs to go on, in a form that a power cut cannot spoil.
+
+    checkpoints/000000010000/state.pt        nested dicts of tensors and plain data (torch.load(weights_only=True))
+    checkpoints/000000010000/manifest.json   what the checkpoint consists of: size and sha256 of every file
+    replay/...                               chunks of replay, shared by all checkpoints, never changed once written
+
+A checkpoint is written aside, synced and renamed, so it exists whole or not at all. The two newest are kept. A second
+one at the same step gets the name 000000010000-1. Paths in a manifest are relative to the run folder; of the records,
+which go on growing, it knows the first bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from core import files
+from core.replay_store import prune
+
+FORMAT = 1
+KEPT = 2
+CHECKPOINTS, REPLAY, STATE, MANIFEST = "checkpoints", "replay", "state.pt", "manifest.json"
+
+
+class Replay(Protocol):
+    """What saving asks of a replay memory.
+
+    save(folder) writes the chunks that are not yet there. -> plain data and tensors; "files" lists all chunks it needs,
+    each with its name as "file" and its "sha256". digest() is the sha256 of what it holds, however that is cut.
+    """
+
+    def save(self, folder: Path) -> dict: ...
+
+    def digest(self) -> str: ...
+
+
+def save(folder: Path, step: int, state: dict, replay: Replay) -> Path:
+    """Publish a checkpoint of the run in `folder` and drop what no kept one needs. -> its folder
+
+    state: tensors and plain data, on any device; state["records"], if there, maps record files to lengths in bytes.
+    Raises TypeError, naming the entry, if something in it could not be loaded again.
+    """
+    home = folder / CHECKPOINTS
+    for needed in (home, folder / REPLAY):
+        files.make_folder(needed)
+    saved = replay.save(folder / REPLAY)
+    state = state | {"replay": saved | {"digest": replay.digest()}}
+    content = io.BytesIO()
+    torch.save(_loadable(state, "state"), content)
+
+    aside, published = home / ".writing", _unused(home, step)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    files.write(aside / STATE, content.getbuffer())
+    chunks = [(f"{REPLAY}/{chunk['file']}", chunk["sha256"]) for chunk in saved["files"]]
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "files": [
+            _file(f"{CHECKPOINTS}/{published.name}/{STATE}", aside / STATE),
+            *({"path": path, "bytes": (folder / path).stat().st_size, "sha256": sha} for path, sha in chunks),
+        ],
+        "records": [_file(name, folder / name, length) for name, length in state.get("records", {}).items()],
+    }
+    files.write(aside / MANIFEST, json.dumps(manifest, indent=1))
+    os.rename(aside, published)
+    files.sync(home)
+    tidy(folder, published)
+    return published
+
+
+def newest(folder: Path, report: Callable[[str], None] | None = None) -> Path | None:
+    """The newest checkpoint that is whole, or None if there is none at all.
+
+    Each damaged one that it passes over gets a line, on stderr unless `report` takes it.
+    Raises ValueError if there are checkpoints and none is whole.
+    """
+    report = report or partial(print, file=sys.stderr)
+    found = checkpoints(folder)
+    for checkpoint in reversed(found):
+        problem = next(problems(checkpoint), None)
+        if problem is None:
+            return checkpoint
+        report(f"checkpoint {checkpoint.name} is damaged and not used: {problem}")
+    if found:
+        raise ValueError(f"run_dir: no checkpoint in {folder} is whole; restore its files, or choose another folder")
+    return None
+
+
+def load(checkpoint: Path) -> dict:
+    """The state that was saved, on the CPU."""
+    return torch.load(checkpoint / STATE, weights_only=True, map_location="cpu")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Every published checkpoint, oldest first."""
+    home = folder / CHECKPOINTS
+    found = [path for path in home.iterdir() if re.fullmatch(r"\d{12}(-\d+)?", path.name)] if home.is_dir() else []
+    return sorted(found, key=_order)
+
+
+def problems(checkpoint: Path) -> Iterator[str]:
+    """One line for each file of a checkpoint that is not as it was written."""
+    folder, name = checkpoint.parents[1], f"{CHECKPOINTS}/{checkpoint.name}/{MANIFEST}"
+    try:
+        manifest = _manifest(checkpoint)
+        if manifest["format"] != FORMAT:
+            yield f"{name}: in format {manifest['format']}; this version reads format {FORMAT}"
+            return
+        if manifest["step"] != step(checkpoint):
+            yield f"{name}: of step {manifest['step']}"
+        expected = [
+            (*_entry(entry), whole) for key, whole in (("files", True), ("records", False)) for entry in manifest[key]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"{name}: cannot be read ({type(error).__name__}: {error})"
+        return
+    for path, size, sha, whole in expected:
+        try:
+            length = (folder / path).stat().st_size
+            if length < size or (whole and length > size):
+                yield f"{path}: {length} bytes long, {size} expected"
+            elif files.sha256(folder / path, size) != sha:
+                yield f"{path}: its content has changed"
+        except OSError as error:
+            yield f"{path}: cannot be read ({error.strerror})"
+
+
+def tidy(folder: Path, last: Path | None) -> None:
+    """Keep `last` and the checkpoint before it; remove all others, and chunks of replay that neither lists."""
+    found = checkpoints(folder)
+    kept = [path for path in found if last and _order(path) <= _order(last)][-KEPT:]
+    for path in found:
+        if path not in kept:
+            os.rename(path, path.with_name(f".{path.name}"))  # it goes as it came: whole
+    if (folder / CHECKPOINTS).is_dir():
+        files.sync(folder / CHECKPOINTS)
+        for aside in (folder / CHECKPOINTS).glob(".*"):
+            shutil.rmtree(aside, ignore_errors=True)
+
+    needed = set()
+    for path in kept:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one holds on to nothing
+            needed |= {Path(entry["path"]).name for entry in _manifest(path)["files"]}
+    prune(folder / REPLAY, keep=needed)
+
+
+def step(checkpoint: Path) -> int:
+    """Env steps of the run when it was saved."""
+    return _order(checkpoint)[0]
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / MANIFEST).read_text())
+
+
+def _entry(entry: dict[str, Any]) -> tuple[str, int, str]:
+    return str(entry["path"]), int(entry["bytes"]), str(entry["sha256"])
+
+
+def _file(path: str, file: Path, length: int | None = None) -> dict[str, Any]:
+    size = file.stat().st_size if length is None else length
+    return {"path": path, "bytes": size, "sha256": files.sha256(file, size)}
+
+
+def _order(checkpoint: Path) -> tuple[int, ...]:
+    """Step, and which of that step."""
+    return tuple(map(int, checkpoint.name.split("-")))
+
+
+def _unused(home: Path, step: int) -> Path:
+    name, again = f"{step:012d}", 0
+    while (home / name).exists():
+        again += 1
+        name = f"{step:012d}-{again}"
+    return home / name
+
+
+def _loadable(value: Any, name: str) -> Any:
+    """The same tree, every tensor on the CPU and in storage of its own size.
+
+    Bytes are refused too: torch.load(weights_only=True) does not read b"" (seen with 2.13).
+    """
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    if type(value) is dict:
+        return {key: _loadable(inner, f"{name}[{key!r}]") for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_loadable(inner, f"{name}[{i}]") for i, inner in enumerate(value))
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}; a checkpoint holds tensors and plain data only")

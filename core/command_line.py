@@ -1,0 +1,225 @@
+"""The command line: Hydra composes it, and every mistake is answered in one line before anything is written.
+
+Choices come from what is there: the tables of the rooms, the names of environments, the files in interventions/, and
+the yaml files of configs/, which are short diffs over the defaults in code. A yaml in configs/agent/, configs/env/ or
+configs/protocol/ speaks about the whole tree; one in configs/<other group>/ about its group alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, cast
+
+from hydra import compose, initialize
+from hydra import main as hydra_main
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from core import rooms
+from core.config import BadConfig, Config, Run, check_device, from_plain, resolved
+from core.options import nearest, no_such_setting, plain, settings, show
+from core.rooms import CONFIGS, choices
+
+GROUPS = ("agent", "net", "value", "replay", "env", "interventions")
+EXAMPLE = "as in agent=sac env=dmc/walker-walk steps=100_000"
+
+
+def main(run: Callable[[Config], int | None]) -> None:
+    """core.config.main, behind --help."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing and exiting
+
+    def job(tree: DictConfig) -> None:
+        with _one_line():
+            if code := run(_config(tree)):
+                sys.exit(code)
+
+    with _one_line():
+        flags, overrides = _split(sys.argv[1:])
+        if flags.shell_completion or flags.hydra_help or flags.info or flags.cfg in ("hydra", "all"):
+            register()
+        else:
+            runs = jobs(overrides, flags.multirun)
+            if flags.cfg:
+                print(OmegaConf.to_yaml(OmegaConf.create(resolved(runs[0]))), end="")
+                return
+        hydra_main(config_path=None, config_name="train", version_base="1.3")(job)()
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """A mistake in the configuration ends the process in one line, exit code 2; anything else is a bug, and shown."""
+    try:
+        yield
+    except (BadConfig, HydraException) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+def load(argv: Sequence[str]) -> Config:
+    """The run that these overrides ask for. Raises BadConfig, one line."""
+    return jobs(argv, multirun=False)[0]
+
+
+def register(argv: Iterable[str] = ()) -> None:
+    """Put everything that can be chosen into Hydra's store; `argv` may name Gymnasium environments."""
+    _register_rooms()
+    for arg in argv:
+        if arg.startswith("env="):
+            for name in re.findall(r"gym/[^,\[\]\s]+", arg):
+                _register_env(name)
+
+
+@functools.cache
+def _register_rooms() -> None:
+    store = ConfigStore.instance().store
+    store(name="schema", node=_schema())
+    store(name="train", node=_yaml("train"), package="_global_")
+    for group in ("net", "value", "replay"):
+        for name in choices(group):
+            store(group=group, name=name, node=OmegaConf.merge({"name": name}, _yaml(group, name)), package=group)
+    for name in choices("interventions"):
+        node = OmegaConf.merge({"kind": name}, _yaml("interventions", name))
+        store(group="interventions", name=name, node=node, package=f"interventions.{name}")
+    for name in choices("agent"):
+        node = OmegaConf.merge(_yaml("agent", name), {"agent": {"name": name}})
+        store(group="agent", name=name, node=node, package="_global_")
+    for name in rooms.env_names():
+        _register_env(name)
+    for group in ("env", "protocol"):
+        for path in (CONFIGS / group).glob("*.yaml"):
+            store(group=group, name=path.stem, node=_yaml(group, path.stem), package="_global_")
+
+
+def _register_env(name: str) -> None:
+    """An environment brings its family's protocol."""
+    folder, _, last = name.rpartition("/")
+    node = {"defaults": [f"/protocol/{name.partition('/')[0]}", "_self_"], "env": {"name": name}}
+    ConfigStore.instance().store(group=f"env/{folder}", name=last, node=node, package="_global_")
+
+
+def _schema() -> DictConfig:
+    """Every option with its default, and the groups. Inside groups any name may be set; building them judges it."""
+    tree = OmegaConf.create(plain(Run()) | {group: {} for group in GROUPS})
+    for name in (*GROUPS, "stream"):
+        OmegaConf.set_struct(tree[name], False)
+    return tree
+
+
+def _yaml(*names: str) -> DictConfig:
+    path = CONFIGS.joinpath(*names).with_suffix(".yaml")
+    tree = OmegaConf.load(path) if path.exists() else OmegaConf.create({})
+    if not isinstance(tree, DictConfig):
+        raise BadConfig(f"{path}: expected NAME: VALUE lines")
+    return tree
+
+
+def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Hydra's flags, and the overrides. Flags may stand anywhere; sys.argv is put in the order that Hydra can read."""
+
+    def refuse(message: str) -> NoReturn:
+        raise BadConfig(f"{message}; see --help and --hydra-help")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    flags, rest = parser.parse_known_args(argv)
+    for arg in rest:
+        if arg.startswith("-"):
+            name = arg.lstrip("-").partition("=")[0].replace("-", "_")
+            raise BadConfig(f"{arg}: options are written without dashes, as in {name}=VALUE; see --help")
+    if flags.config_name or flags.config_dir or flags.config_path:
+        raise BadConfig("--config-*: settings of your own go into configs/agent/NAME.yaml, chosen by agent=NAME")
+    overrides = flags.overrides + rest
+    sys.argv[1:] = [arg for arg in argv if arg not in overrides] + overrides
+    return flags, overrides
+
+
+def jobs(argv: Sequence[str], multirun: bool) -> list[Config]:
+    """Every run these overrides ask for, checked to the end; several with `multirun`."""
+    try:
+        overrides = _parsed(argv)
+        _check_overrides(overrides, multirun)
+        searches = any(override.key_or_group == "hydra/sweeper" for override in overrides)  # it picks values as it goes
+        known = [override for override in overrides if not (searches and override.is_sweep_override())]
+        (lines,) = BasicSweeper.split_arguments(known, None)
+        register(argv)
+        with initialize(config_path=None, version_base="1.3"):
+            found = [_config(compose("train", line)) for line in lines]
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise BadConfig(" ".join(str(error).split())) from error
+    if len({job.run_dir for job in found}) < len(found):
+        raise BadConfig("run_dir: several runs of this sweep would share a folder; leave run_dir out")
+    return found
+
+
+def _config(tree: DictConfig) -> Config:
+    config = from_plain(cast(dict, OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)))
+    check_device(config.device)
+    return config
+
+
+def _parsed(argv: Sequence[str]) -> list[Override]:
+    for arg in argv:
+        if not arg.startswith("~") and not re.match(r"[^=]+=", arg):
+            hint = "; write lists without spaces" if "]" in arg else ""
+            raise BadConfig(f"{arg}: no value given; expected OPTION=VALUE, {EXAMPLE}{hint}")
+        if arg.startswith("env=gym/") and not arg.partition("gym/")[2]:
+            raise BadConfig("env: gym/ given; expected the ID of a Gymnasium environment, as in env=gym/CartPole-v1")
+    try:
+        return OverridesParser.create().parse_overrides(list(argv))
+    except OverrideParseException as error:
+        reason = re.sub(r"^Error parsing override.*\n|\n?See https.*", "", error.message)
+        raise BadConfig(f"{error.override}: cannot be read ({reason}); expected OPTION=VALUE, {EXAMPLE}") from error
+
+
+def _check_overrides(overrides: Sequence[Override], multirun: bool) -> None:
+    """Names and choices, in our words; values are judged when the tree is built."""
+    names = [*GROUPS, *settings(Run)]
+    packages = [override.package for override in overrides if override.package]
+    for override in overrides:
+        key = override.key_or_group
+        root = key.partition(".")[0]
+        if root.partition("/")[0] == "hydra":
+            continue
+        if root not in names:
+            raise BadConfig(no_such_setting(root, names))
+        if key != root and root not in (*GROUPS, "stream"):
+            raise BadConfig(f"{key}: {root} is an option without settings; write {root}=VALUE")
+        if override.is_sweep_override() and not multirun:
+            raise BadConfig(f"{key}: several values given; write a list as [a,b], or add -m to run once with each")
+        if key in GROUPS and not override.is_delete():
+            for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
+                _check_choice(key, override.package, value, packages)
+
+
+def _check_choice(group: str, package: str | None, value: Any, packages: Sequence[str]) -> None:
+    """`group=value` names something that exists, and an intervention once; a dict sets the group's settings instead.
+
+    package: where `group@package=value` puts it; packages: the same of all overrides.
+    """
+    if isinstance(value, dict):
+        return
+    several = group == "interventions" and package is None
+    if several and not isinstance(value, list):
+        raise BadConfig(f"interventions: {show(value)} is not a list; write interventions=[{show(value)}]")
+    if not several and isinstance(value, list):
+        raise BadConfig(f"{group}: {show(value)} given; expected one choice, as in {group}=NAME")
+    for name in value if several else [value]:
+        if name not in choices(group) and not (group == "env" and re.fullmatch(r"gym/.+", show(name))):
+            raise BadConfig(f"{group}: {show(name)} given; {nearest(show(name), choices(group))}")
+        if several and value.count(name) + packages.count(f"interventions.{name}") > 1 or packages.count(package) > 1:
+            raise BadConfig(
+                f"interventions: {name} is chosen twice; name the second, as in "
+                f"+interventions@interventions.{name}_again={name}"
+            )

@@ -1,0 +1,296 @@
+"""The configuration of a run: every option with its default, unit and range, and how it is read, written and named.
+
+    load(argv) -> Config        compose the command line with Hydra, check everything
+    resolved(config) -> dict    plain data, as it is written into the run folder; from_plain is the way back
+    main(run)                   what a script's last line calls
+
+The tree of plain data has one entry per option below and one per group. `agent`, `net`, `value` and `replay` carry the
+name of their choice as `name` (and as `kind` the class behind it, where a yaml of configs/ goes by another name), `env`
+its name and options; `interventions` has one entry per instance, in order of execution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from core import rooms
+from core.options import build, nearest, option, plain, show
+
+
+class BadConfig(ValueError):
+    """Something the user wrote cannot be run; the message is the one line they see."""
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Replay that samples every transition alike."""
+
+    capacity: int = option(1_000_000, low=1, help="agent steps kept per seed")
+
+
+@dataclass(frozen=True)
+class Prioritised:
+    """Replay that samples by error (Schaul et al. 2016; Dopamine's constants)."""
+
+    capacity: int = option(1_000_000, low=1, help="agent steps kept per seed")
+    alpha: float = option(0.5, low=0, high=1, help="priority = error^alpha; 0 samples uniformly")
+    beta: float = option(0.5, low=0, high=1, help="importance weight = priority^-beta; 1 corrects in full")
+
+
+REPLAYS = {"uniform": Uniform, "prioritised": Prioritised}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Which task when. No tasks: `env` throughout."""
+
+    tasks: tuple[str, ...] = option((), help="environments of one family, entered in turn and again from the first")
+    steps: int = option(0, low=0, help="env steps per task")
+    replay: Literal["clear", "keep"] = option("clear", help="what happens to the replay when a task begins")
+
+    def __post_init__(self) -> None:
+        if len(self.tasks) > 1 and not self.steps:
+            raise ValueError("steps=0 given; expected the env steps per task, as in stream.steps=100_000")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The options that belong to no group."""
+
+    seeds: tuple[int, ...] = option((0,), low=0, help="one learner each, side by side in one process")
+    steps: int = option(100_000, low=1, help="length of the run, env steps")
+    replay_ratio: float = option(1.0, above=0, help="updates per agent step; fractions allowed")
+    warmup: int = option(1_000, low=0, help="random agent steps before the first update")
+    stream: Stream = option(Stream())
+    device: str = option("cpu", help="cpu | cuda | cuda:N")
+    compile: bool = option(True, help="compile the update; false runs the same code eagerly")
+    run_dir: str = option("", help="the run folder; empty: named by the configuration, under runs/")
+    resume: Literal["strict", "force"] = option("strict", help="force: go on in a folder whose configuration differs")
+    save_every: int = option(10_000, low=0, help="env steps between checkpoints; 0: only at the end")
+    eval_every: int = option(5_000, low=0, help="env steps between evaluations; 0: only at the end")
+    eval_episodes: int = option(10, low=1, help="episodes per evaluation and seed")
+    final_episodes: int = option(0, low=0, help="episodes of the last evaluation; 0: eval_episodes")
+    observe_every: int = option(1_000, low=0, help="updates between diagnostics; 0: none")
+    rank_every: int = option(10_000, low=0, help="updates between diagnostics of feature rank; 0: none")
+    log_every: int = option(1_000, low=1, help="env steps between rows of metrics")
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} given; expected at least one seed, and each once")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device: {self.device} given; expected cpu | cuda | cuda:N")
+        if self.warmup >= self.steps:
+            raise ValueError(
+                f"warmup: {self.warmup} given; expected less than steps={self.steps}, or nothing is learned"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Run):
+    """A whole run, checked and built: settings objects where the tree has plain data."""
+
+    agent_name: str  # the choice: a name in AGENTS, or of a yaml in configs/agent/
+    agent_kind: str  # the entry of AGENTS
+    agent: Any  # its Settings
+    net: Any  # blueprint, one of nets.NETS
+    value: Any  # one of nets.VALUES
+    replay: Uniform | Prioritised
+    env: str
+    env_options: dict[str, Any]
+    interventions: tuple[Any, ...]  # in order of execution; each knows its name
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The environments of the stream."""
+        return self.stream.tasks or (self.env,)
+
+
+# What neither a trained number nor a score depends on: where the records go, how a folder is entered again, how often
+# the run is saved and its metrics are written. So is the index of a GPU; its kind, and `compile`, change the last bits.
+WITHOUT_EFFECT = ("run_dir", "resume", "save_every", "log_every")
+
+
+def from_plain(tree: Mapping[str, Any]) -> Config:
+    """The run that a tree of plain data describes. Raises ValueError, one line, for whatever does not fit."""
+    tree = {**tree}
+    env = dict(tree.pop("env"))
+    groups = {group: dict(tree.pop(group)) for group in ("agent", "net", "value", "replay")}
+    entries = tree.pop("interventions")
+    if isinstance(entries, Mapping):  # from the command line; where order could be lost it is a list
+        entries = [{"name": name, **_settings(f"interventions.{name}", entry)} for name, entry in entries.items()]
+    run = build(Run, tree)
+    name = env.pop("name")
+    _check_envs(name, run.stream.tasks)
+    config = Config(
+        **vars(run),
+        env=name,
+        env_options=_env_options(name, env),
+        agent_name=groups["agent"]["name"],
+        agent_kind=groups["agent"].get("kind") or groups["agent"]["name"],
+        agent=_choice("agent", groups["agent"], {k: c.Settings for k, c in rooms.classes("agent").items()}),
+        net=_choice("net", groups["net"], rooms.classes("net")),
+        value=_choice("value", groups["value"], rooms.classes("value")),
+        replay=_choice("replay", groups["replay"], REPLAYS),
+        interventions=tuple(_intervention(dict(entry), run) for entry in entries),
+    )
+    return config if config.run_dir else dataclasses.replace(config, run_dir=default_run_dir(config))
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The tree of plain data that makes exactly this run; lists, dicts, numbers and text only."""
+    agent = {"name": config.agent_name, "kind": config.agent_kind}
+    tables = {"net": rooms.classes("net"), "value": rooms.classes("value"), "replay": REPLAYS}
+    return {
+        "agent": agent | plain(config.agent),
+        **{
+            group: {"name": _kind(getattr(config, group), table)} | plain(getattr(config, group))
+            for group, table in tables.items()
+        },
+        "env": {"name": config.env} | config.env_options,
+        "interventions": [
+            {"name": i.name, "kind": type(i).__module__.rpartition(".")[2]} | plain(i) for i in config.interventions
+        ],
+    } | {name: value for name, value in plain(config).items() if name in Run.__dataclass_fields__}
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What makes this run this run: two configurations that agree here may share a folder."""
+    tree = {name: value for name, value in resolved(config).items() if name not in WITHOUT_EFFECT}
+    return tree | {"device": config.device.partition(":")[0]}
+
+
+def default_run_dir(config: Config) -> str:
+    """runs/<env>/<agent>[-<interventions>]-<hash>: the same command finds the same folder, on any machine."""
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    parts = [config.agent_name, *(i.name for i in config.interventions), digest]
+    return f"runs/{config.env.replace(':', '_')}/{'-'.join(parts)}"
+
+
+def load(argv: Sequence[str]) -> Config:
+    """The run that these command line arguments ask for (Hydra's syntax, without flags)."""
+    from core import command_line  # Hydra is imported only where a command line is read
+
+    return command_line.load(argv)
+
+
+def main(run: Callable[[Config], int | None]) -> None:
+    """Read sys.argv and run: once, or with -m once per combination. Bad input: one line on stderr, exit code 2.
+
+    An exit code that `run` returns ends the process, and a sweep with it, unless it is 0.
+    """
+    if any(arg in ("--help", "-h", "help") for arg in sys.argv[1:]):
+        from core import help_page
+
+        print(help_page.page(os.path.basename(sys.argv[0])))
+        return
+    from core import command_line
+
+    command_line.main(run)
+
+
+@contextmanager
+def setting_up() -> Iterator[None]:
+    """Inside this block a ValueError means that the configuration does not fit; `main` tells it in one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadConfig(str(error)) from error
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError if this machine has no such device."""
+    import torch
+
+    kind, _, index = device.partition(":")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= count:
+        raise ValueError(f"device: {device} given; this machine has {count or 'no'} CUDA devices; use device=cpu")
+
+
+def _choice(group: str, node: dict[str, Any], table: Mapping[str, type]) -> Any:
+    """The settings a group's node stands for.
+
+    Settings under the name of a choice, as in value.hl_gauss.bins, hold only if it is chosen: so an agent or a suite
+    may say what suits it, whichever is taken.
+    """
+    name = node.pop("name")
+    kind = node.pop("kind", name)
+    if kind not in table:
+        raise ValueError(f"{group}: {kind} given; {nearest(kind, table)}")
+    conditional = {choice: node.pop(choice) for choice in table if choice in node}
+    return build(table[kind], {**conditional.get(kind, {}), **node}, group)
+
+
+def _kind(settings: Any, table: Mapping[str, type]) -> str:
+    return next(name for name, cls in table.items() if type(settings) is cls)
+
+
+def _settings(key: str, node: Any) -> Mapping[str, Any]:
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{key}: {show(node)} given; expected {key}.SETTING=VALUE")
+    return node
+
+
+def _check_envs(env: str, tasks: Sequence[str]) -> None:
+    """Every name exists, and a stream stays within one family."""
+    names, family = rooms.env_names(), env.partition("/")[0]
+    for key, name in [("env", env), *(("stream.tasks", task) for task in tasks)]:
+        if name not in names and not re.fullmatch(r"gym/.+", name):
+            raise ValueError(f"{key}: {name} given; {nearest(name, names)}")
+    for task in tasks:
+        if task.partition("/")[0] != family:
+            raise ValueError(f"stream.tasks: {task} given; expected {family}/..., or start with env={task}")
+
+
+def _env_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All options of the environment's family, as plain data."""
+    settings = rooms.env_settings(name.partition("/")[0])
+    if settings is None and options:
+        raise ValueError(f"env.{next(iter(options))}: no such setting; {name} has none")
+    return plain(build(settings, options, "env")) if settings else {}
+
+
+def _intervention(entry: dict[str, Any], run: Run) -> Any:
+    """An instance with its settings. Raises ValueError if it has an event that would never happen in this run."""
+    name = entry.pop("name")
+    key = f"interventions.{name}"
+    kind = entry.pop("kind", None)
+    if kind is None:
+        given = next(iter(entry), "...")
+        raise ValueError(f"{key}.{given}: {name} is not chosen; add it, as in interventions=[{name}]")
+    intervention: Any = build(rooms.intervention(kind), entry, key)
+    intervention.name = name
+    when, acts = intervention.when, intervention.acts_at("event")
+    if acts and not when:
+        raise ValueError(
+            f"{key}.when.every: {name} acts by events and has no schedule; set {key}.when.every or .when.at"
+        )
+    if when and not acts:
+        raise ValueError(f"{key}.when: {name} has no event, so a schedule does nothing; leave it out")
+    length = int(run.steps * (run.replay_ratio if when.unit == "updates" else 1))
+    if acts and when.unit != "tasks" and not _comes_due(when, length):
+        wish = " that leaves a full interval after it (skip_last)" if when.every and when.skip_last else ""
+        raise ValueError(
+            f"{key}.when.{'every' if when.every else 'at'}: no event{wish} is due within this run's "
+            f"{length} {when.unit.replace('_', ' ')}"
+        )
+    return intervention
+
+
+def _comes_due(when: Any, length: int) -> bool:
+    """Whether the schedule has a count within `length`, an upper bound of the run in the schedule's unit."""
+    end = min(length, when.stop or length)
+    if when.every:
+        first = max(1, -(-when.start // when.every)) * when.every
+        if first <= end and first + when.skip_last * when.every <= length:
+            return True
+    return any(when.start <= count <= end for count in when.at)

@@ -1,0 +1,43 @@
+"""Files that survive a power cut: written aside, synced, renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, content: bytes | memoryview | str) -> None:
+    """Give `path` this content, whole or not at all."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_bytes(content.encode() if isinstance(content, str) else content)
+    sync(aside)
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder of an existing one, durably, unless it is there."""
+    if not path.is_dir():
+        path.mkdir()
+        sync(path.parent)
+
+
+def sha256(path: Path, size: int | None = None) -> str:
+    """Digest of a file, or of its first `size` bytes."""
+    left = path.stat().st_size if size is None else size
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(min(left, 1 << 20)):
+            found.update(block)
+            left -= len(block)
+    return found.hexdigest()

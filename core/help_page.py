@@ -1,0 +1,77 @@
+"""The page behind --help, put together from what is there. No torch, no Hydra."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from core import rooms
+from core.config import Run
+from core.options import plain, settings, show
+
+PAGE = """\
+usage: python {script} [GROUP=CHOICE] [OPTION=VALUE] ...
+
+  python {script}                                     a small run that shows learning within minutes
+  python {script} agent=sac env=dmc/cheetah-run seeds=[0,1,2] steps=500_000
+  python {script} agent=dqn env=atari/breakout interventions=[layer_norm,reset] replay_ratio=2 device=cuda
+  python {script} interventions=[reset] interventions.reset.when.every=5_000 agent.learning_rate=1e-4
+  python {script} -m env=dmc/walker-run,dmc/hopper-hop replay_ratio=1,4     every combination, one after the other
+  python {script} agent=der env=atari/pong --cfg job     show every setting of a run, start nothing
+
+groups, with settings GROUP.SETTING=VALUE
+{groups}
+
+interventions=[a,b], acting in this order, with settings interventions.a.SETTING=VALUE
+{interventions}
+
+options; an agent or environment may bring other values, the command line has the last word
+{options}
+
+environments
+{environments}
+
+The command that started a run resumes it. --hydra-help lists the flags for sweeps, clusters and completion.
+"""
+
+
+def page(script: str) -> str:
+    """Usage, what can be chosen, and the options with their defaults."""
+    envs = rooms.env_names()
+    families = Counter(name.partition("/")[0] for name in envs)
+    lines = rooms.interventions()
+    width = max(map(len, lines), default=0)
+    return PAGE.format(
+        script=script,
+        groups="\n".join(
+            [_wrapped(group, rooms.choices(group)) for group in rooms.TABLES]
+            + [
+                _wrapped(
+                    "env", [*(f"{name}/... ({count})" for name, count in families.items()), "gym/ANY-GYMNASIUM-ID"]
+                )
+            ]
+        ),
+        interventions="\n".join(f"  {name:<{width}}  {line}" for name, line in lines.items()),
+        options="\n".join(_options()),
+        environments="\n".join(
+            _wrapped(f"{family}/", [name.partition("/")[2] for name in envs if name.startswith(f"{family}/")])
+            for family in families
+        ),
+    )
+
+
+def _options() -> Iterator[str]:
+    fields, defaults = settings(Run), plain(Run())
+    stream = defaults.pop("stream")
+    rows = [(f"{name}={show(value)}", fields[name]) for name, value in defaults.items()]
+    inner = settings(type(Run().stream))
+    rows += [(f"stream.{name}={show(value)}", inner[name]) for name, value in stream.items()]
+    width = max(len(left) for left, _ in rows)
+    for left, field in rows:
+        yield f"  {left:<{width}}  {field.metadata['help']}"
+
+
+def _wrapped(title: str, names: Iterable[str]) -> str:
+    text = f"  {title:<8} {', '.join(names)}"
+    return textwrap.fill(text, 110, subsequent_indent=" " * 11, break_on_hyphens=False)

@@ -1,0 +1,106 @@
+"""What a person at the terminal sees: a line before each silence, a bar, a table at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from core.randomness import host_generator
+from core.statistics import bootstrap_interval, iqm
+
+if TYPE_CHECKING:
+    from core.session import Session
+
+
+class Progress:
+    """The terminal of one run."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._bar: tqdm | None = None
+        self._since = (time.monotonic(), 0, 0)  # moment, env steps and updates at the last rate
+
+    def start(self) -> None:
+        run, config, clock = self._session, self._session.config, self._session.clock
+        self.say(f"{config.agent_name} on {', '.join(config.tasks)}, seeds {list(config.seeds)}, folder {run.folder.path}")
+        if clock.env_steps:
+            self.say(f"going on from step {clock.env_steps}")
+        if config.compile and not run.compile:
+            self.say("no C++ compiler found: running eagerly, two to four times slower (install g++ to compile)")
+        if run.compile:
+            self.say("the first update compiles: up to a minute of silence, a few seconds the next time")
+        self._since = (time.monotonic(), clock.env_steps, clock.updates)
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=config.steps,
+            initial=clock.env_steps,
+            unit=" env steps",
+            mininterval=0.5 if terminal else 20,
+            maxinterval=30,
+            dynamic_ncols=terminal,
+            smoothing=0.05,
+        )
+
+    def say(self, line: str) -> None:
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
+
+    def step(self) -> None:
+        """One more turn of the loop; the bar redraws itself when it is time."""
+        if self._bar is not None:
+            self._bar.update(self._session.clock.env_steps - self._bar.n)
+
+    def refresh(self) -> None:
+        """Put the latest returns beside the bar."""
+        if self._bar is None:
+            return
+        run = self._session
+        latest = [r for r in run.averages.latest if r is not None]
+        shown: dict[str, Any] = {"updates/s": f"{self._update_rate:.0f}"}
+        if latest:
+            shown["return"] = f"{np.mean(latest):.1f}"
+        if run.returns:
+            shown["evaluated"] = f"{np.mean(run.returns):.1f}"
+        self._bar.set_postfix(shown, refresh=False)
+
+    def event(self, row: dict[str, Any]) -> None:
+        """An event is worth a line; routine ones of many seeds share one."""
+        if row["seed"] == self._session.config.seeds[0]:
+            what = f"{row['intervention']} on {row['part']}: {row['touched']} entries changed"
+            self.say(f"step {row['step']}, update {row['updates']}: {what}")
+
+    _update_rate = 0.0
+
+    def rates(self) -> dict[str, float]:
+        """Env steps and updates per second since the last call; per seed, as all seeds go in lock-step."""
+        then, steps, updates = self._since
+        clock, now = self._session.clock, time.monotonic()
+        seconds = max(now - then, 1e-9)
+        self._since = (now, clock.env_steps, clock.updates)
+        self._update_rate = (clock.updates - updates) / seconds
+        return {
+            "step": clock.env_steps,
+            "seconds": seconds,
+            "env_steps_per_second": (clock.env_steps - steps) / seconds,
+            "updates_per_second": self._update_rate,
+        }
+
+    def table(self, returns: list[float]) -> None:
+        """The scores of a finished run, and how to look at it."""
+        run = self._session
+        self.close()
+        low, high = bootstrap_interval(np.array(returns), iqm, host_generator(0, "bootstrap"))
+        print(f"\n{run.task.name} at {run.clock.env_steps} env steps, mean return of the last evaluation")
+        for seed, value in zip(run.config.seeds, returns, strict=True):
+            print(f"  seed {seed:<6} {value:10.1f}")
+        print(f"  IQM         {float(iqm(np.array(returns))):10.1f}   95% interval [{low:.1f}, {high:.1f}]")
+        print(f"\nlook at it: .venv/bin/tensorboard --logdir {run.folder.path}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,116 @@
+"""What a run reports, as files that only grow.
+
+    metrics.jsonl   one object per log: losses, diagnostics; a list holds one number per seed
+    eval.csv        one row per evaluation episode
+    ledger.jsonl    one object per application of an intervention
+    timing.jsonl    rates and times
+
+The first three hold no path and nothing read from a clock, so equal runs write equal bytes; a checkpoint notes their
+lengths, and a resumed run first cuts them back to it. timing.jsonl is free to differ and is never cut.
+
+Floats are written in the shortest form that reads back to the same bits. JSON has no nan and no infinities: they are
+the strings "NaN", "Infinity" and "-Infinity", which float() reads.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.files import sync
+
+if TYPE_CHECKING:
+    from core.evaluation import Result
+
+METRICS, EVALUATIONS, LEDGER, TIMING = "metrics.jsonl", "eval.csv", "ledger.jsonl", "timing.jsonl"
+EXACT = (METRICS, EVALUATIONS, LEDGER)
+COLUMNS = ("step", "task", "seed", "episode", "return", "length", "updates", "network")
+
+
+class Records:
+    """The four files of one run folder, open for appending; every row is handed to the system at once."""
+
+    def __init__(self, folder: Path) -> None:
+        _drop_half_line(folder / TIMING)
+        self._files = {name: (folder / name).open("ab") for name in (*EXACT, TIMING)}
+        self._head()
+        sync(folder)
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        self._append(METRICS, to_json(row))
+
+    def event(self, row: Mapping[str, Any]) -> None:
+        """One application of an intervention, as core.ledger describes it."""
+        self._append(LEDGER, to_json(row))
+
+    def timing(self, row: Mapping[str, Any]) -> None:
+        self._append(TIMING, to_json(row))
+
+    def evaluation(self, results: Iterable[Result], *, step: int, task: str, updates: int, network: str) -> None:
+        """One row per episode. `network`: "params", or the role of the slow copy that played."""
+        rows = [(step, task, r.seed, r.episode, float(r.score), r.length, updates, network) for r in results]
+        self._append(EVALUATIONS, _csv(rows))
+
+    def position(self) -> dict[str, int]:
+        """Put everything on the disk. -> length in bytes of each file that is cut back on resume."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        return {name: os.fstat(self._files[name].fileno()).st_size for name in EXACT}
+
+    def truncate(self, position: Mapping[str, int]) -> None:
+        """Cut each file back to a position; {} is the beginning. Raises ValueError if a file is shorter than that."""
+        for name in EXACT:
+            length, file = position.get(name, 0), self._files[name]
+            if os.fstat(file.fileno()).st_size < length:
+                raise ValueError(f"{file.name}: shorter than the {length} bytes that the checkpoint knows of")
+            os.truncate(file.fileno(), length)
+        self._head()
+
+    def close(self) -> None:
+        self.position()
+        for file in self._files.values():
+            file.close()
+
+    def _head(self) -> None:
+        if os.fstat(self._files[EVALUATIONS].fileno()).st_size == 0:
+            self._append(EVALUATIONS, _csv([COLUMNS]))
+
+    def _append(self, name: str, text: str) -> None:
+        self._files[name].write(text.encode())
+        self._files[name].flush()
+
+
+def to_json(row: Mapping[str, Any]) -> str:
+    """One line of JSON. The row may hold tensors and arrays."""
+    return json.dumps(_plain(row), allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays as lists, numbers that JSON lacks as strings."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(element) for element in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _drop_half_line(path: Path) -> None:
+    """A process that was killed while it wrote may have left a line without its end."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

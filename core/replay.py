@@ -1,0 +1,269 @@
+"""The one replay of all agents: n members side by side, uniform or prioritised, exactly resumable.
+
+Single frames are stored once (core/replay_ring.py); stacks, n-step returns and discounts are made when a batch is
+sampled, so n and gamma may differ per sample and change over time. Which slots are sampled is a function of (seed,
+stream, draw) and of the contents alone: member k of n draws what it would draw alone.
+
+The window of k steps from slot t gives the return sum_{i<k} gamma^i r_{t+i} and bootstraps from slot t + k with gamma^k.
+k is n, or less where the window is cut: at its first terminal (the discount is 0) or where the episode was truncated
+(the discount is gamma^k, the next observation the one it ended in). A slot may be sampled if it is a step, the frames of
+its stack are still there and its window up to slot t + k has been written. Others are redrawn.
+(Differences to Dopamine and BBF: they reject windows that hold a truncation, BBF bootstraps from slot t + n - 1.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.priorities import Priorities
+from core.randomness import host_generator
+from core.replay_ring import CLOSING, STEP, TERMINAL, Ring
+from core.replay_store import load_chunks, save_chunks
+from core.spec import EnvSpec
+from core.state import Batch
+
+TRIES = 32  # redraws before every slot is looked at; a healthy ring needs one or none
+
+
+class Replay:
+    """What n members lived through. `capacity` is in slots per member: agent steps, and one more for each episode."""
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        seeds: Sequence[int],
+        capacity: int,
+        device: str = "cpu",
+        prioritised: bool = False,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+    ) -> None:
+        self.spec, self.seeds, self.device = spec, tuple(seeds), torch.device(device)
+        self.ring = Ring(spec, len(self.seeds), capacity, device)
+        self.priorities = Priorities(len(self.seeds), capacity, alpha, beta) if prioritised else None
+        self._members = np.arange(len(self.seeds))
+        self._files: list[dict] = []  # what is on disk
+
+    def __len__(self) -> int:
+        """Slots that every member holds, closing ones included."""
+        return int((self.ring.count - self.ring.oldest).min())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory when full, host and device."""
+        return self.ring.nbytes + (self.priorities.nbytes if self.priorities else 0)
+
+    # writing
+
+    def add(
+        self,
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        terminal: np.ndarray,
+        ended: np.ndarray,
+        next_obs: np.ndarray,
+    ) -> None:
+        """One step of every member. obs, next_obs [n, *obs_shape]; action [n, ...]; reward, terminal, ended [n].
+
+        obs: the single frame or vector the action was chosen on; terminal: nothing to bootstrap from (also a lost
+        life); ended: the episode is over, and `next_obs` is what it ended in (read only then).
+        """
+        self._append(self._members, obs, action, reward, np.where(terminal, TERMINAL, STEP))
+        over = np.flatnonzero(ended)
+        if over.size:
+            self._close(over, next_obs)
+
+    def truncate(self, obs: np.ndarray) -> None:
+        """Close the episodes that were left unfinished (the world changes) in what they had come to. [n, *obs_shape]"""
+        self._close(self.ring.unfinished(), obs)
+
+    def clear(self) -> None:
+        """Forget everything. Slot numbers go on; the next observation begins an episode."""
+        self.ring.clear()
+        if self.priorities:
+            self.priorities.clear()
+
+    def _append(self, member: np.ndarray, obs: np.ndarray, action, reward, kind) -> None:
+        slot = self.ring.append(member, obs, action, reward, kind)
+        if self.priorities:
+            priority = np.where(np.equal(kind, CLOSING), 0.0, self.priorities.largest[member])
+            self.priorities.set(member, slot % self.ring.capacity, priority)
+
+    def _close(self, member: np.ndarray, obs: np.ndarray) -> None:
+        self._append(member, np.asarray(obs)[member], 0, 0.0, CLOSING)
+
+    # sampling
+
+    def sample(
+        self,
+        batch_size: int,
+        draw: int,
+        n_step: int | np.ndarray = 1,
+        discount: float | np.ndarray = 0.99,
+        stream: str = "replay",
+    ) -> Batch:
+        """Draw number `draw` of a stream. n_step, discount: one number, [n] or [n, B].
+
+        -> obs, next_obs [n, B, *seen_shape]; action [n, B, ...]; reward, discount, weight [n, B] float32;
+        index [n, B] int64, absolute slot numbers. Raises ValueError if a member has nothing to sample.
+        """
+        shape, ring = (len(self.seeds), batch_size), self.ring
+        member = self._members.repeat(batch_size)
+        n_step, discount = _per_sample(n_step, shape, np.int64), _per_sample(discount, shape, np.float64)
+        start, steps = self._draw(batch_size, draw, member, n_step, stream)
+
+        ahead, each = np.arange(steps.max()), np.arange(len(steps))
+        rows = ring.rows(member[:, None], start[:, None] + ahead)
+        gains = ring.reward[rows] * discount[:, None] ** ahead
+        returns = gains.cumsum(1)[each, steps - 1]  # term by term: the same bits beside any neighbour
+        terminal = ring.kind[rows[each, steps - 1]] == TERMINAL
+        frames = ring.stacks(member, np.stack([start, start + steps])).view(2, *shape, *self.spec.seen_shape)
+        weight = np.ones(shape)
+        if self.priorities:
+            weight = self.priorities.weights(self.priorities.get(member, start % ring.capacity).reshape(shape))
+
+        def tensor(values: np.ndarray, dtype: str) -> Tensor:
+            values = values.astype(dtype, copy=False).reshape(shape + values.shape[1:])
+            return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+        return {
+            "obs": frames[0],
+            "next_obs": frames[1],
+            "action": tensor(ring.action[rows[:, 0]], self.spec.action_dtype),
+            "reward": tensor(returns, "float32"),
+            "discount": tensor(np.where(terminal, 0.0, discount**steps), "float32"),
+            "weight": tensor(weight.ravel(), "float32"),
+            "index": tensor(start, "int64"),
+        }
+
+    def update_priorities(self, index: Tensor, error: Tensor) -> None:
+        """Remember how wrong the samples were. index, error [n, B]; the bare loss or TD error, see core/priorities.py.
+
+        Uniform replay ignores it, and so it does slots that have been overwritten since.
+        """
+        if not self.priorities:
+            return
+        slot, member = index.cpu().numpy().ravel(), self._members.repeat(index.shape[1])
+        live = slot >= self.ring.oldest[member]
+        slot, member, error = slot[live], member[live], error.detach().cpu().numpy().ravel()[live]
+        self.priorities.learn(member, slot % self.ring.capacity, error)
+
+    def _draw(
+        self, batch_size: int, draw: int, member: np.ndarray, n_step: np.ndarray, stream: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and lengths of n * B windows."""
+        generators = [host_generator(seed, stream, draw) for seed in self.seeds]
+        fraction = np.stack([g.random(batch_size) for g in generators])
+        if self.priorities:  # stratified: one from each of B equal shares of the mass
+            fraction = (np.arange(batch_size) + fraction) / batch_size
+        start = self._pick(member, fraction.ravel())
+        steps, valid = self._windows(member, start, n_step)
+        for _ in range(TRIES):
+            bad = np.flatnonzero(~valid)
+            if not bad.size:
+                return start, steps
+            counts = np.bincount(member[bad], minlength=len(generators))
+            start[bad] = self._pick(
+                member[bad], np.concatenate([g.random(c) for g, c in zip(generators, counts, strict=True)])
+            )
+            steps[bad], valid[bad] = self._windows(member[bad], start[bad], n_step[bad])
+        for i in np.flatnonzero(~valid):
+            start[i], steps[i] = self._search(member[i], n_step[i], generators[member[i]].random())
+        return start, steps
+
+    def _pick(self, member: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+        """The slots at these fractions of what the members hold, or of their priorities. member ascends."""
+        ring = self.ring
+        if not self.priorities:
+            oldest = ring.oldest[member]
+            return oldest + (fraction * (ring.count[member] - oldest)).astype(np.int64)
+        parts = np.split(fraction, np.searchsorted(member, self._members[1:]))
+        position = np.concatenate([self.priorities.pick(m, part) for m, part in enumerate(parts)])
+        newest = ring.count[member] - 1
+        return newest - (newest - position) % ring.capacity
+
+    def _windows(self, member: np.ndarray, start: np.ndarray, n_step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many steps each window has, and whether it may be sampled."""
+        ring = self.ring
+        rows = ring.rows(member[:, None], start[:, None] + np.arange(n_step.max() + 1))
+        kind = ring.kind[rows]
+        stops = (kind[:, :-1] == TERMINAL) | (kind[:, 1:] == CLOSING)
+        stops |= np.arange(1, rows.shape[1]) >= n_step[:, None]
+        steps = stops.argmax(1) + 1
+        whole = (start - ring.age[rows[:, 0]] >= ring.oldest[member]) & (start + steps < ring.count[member])
+        return steps, whole & (kind[:, 0] != CLOSING)
+
+    def _search(self, member: int, n_step: int, fraction: float) -> tuple[int, int]:
+        """The start at this fraction of all valid ones: the same distribution as redrawing, without end."""
+        slot = np.arange(self.ring.oldest[member], self.ring.count[member])
+        steps, valid = self._windows(np.full_like(slot, member), slot, np.full_like(slot, n_step))
+        if not valid.any():
+            raise ValueError(
+                f"replay: seed {self.seeds[member]} holds {len(slot)} slots and no complete window of {n_step} steps; "
+                f"raise warmup (or the replay's capacity)"
+            )
+        slot, steps = slot[valid], steps[valid]
+        mass = self.priorities.get(member, slot % self.ring.capacity) if self.priorities else np.ones(len(slot))
+        total = mass.cumsum(dtype=np.float64)
+        i = min(total.searchsorted(fraction * total[-1], side="right"), len(slot) - 1)
+        return slot[i], steps[i]
+
+    # persistence
+
+    def save(self, folder: Path) -> dict:
+        """Write what is new to chunks in `folder`. -> plain data for the checkpoint; "files" lists what it needs."""
+        ring = self.ring
+        self._files = save_chunks(ring, folder, self._files)
+        saved = {"files": [dict(file) for file in self._files]}
+        saved |= {"count": ring.count.tolist(), "oldest": ring.oldest.tolist(), "priorities": None}
+        if self.priorities:
+            members = [torch.from_numpy(self._live_priorities(m)) for m in self._members]
+            saved |= {"priorities": members, "largest_priority": self.priorities.largest.tolist()}
+        return saved
+
+    def load(self, folder: Path, saved: dict) -> None:
+        """Bring back what `save` returned. Raises ValueError naming a file that is missing or damaged."""
+        if self.priorities and saved["priorities"] is None:
+            raise ValueError("the checkpoint's replay has no priorities; resume it with replay=uniform")
+        ring = self.ring
+        ring.count[:], ring.first[:] = saved["count"], saved["oldest"]
+        load_chunks(ring, folder, saved["files"])
+        self._files = [dict(file) for file in saved["files"]]
+        if self.priorities:
+            self.priorities.clear()
+            self.priorities.largest[:] = saved["largest_priority"]
+            for m, priorities in enumerate(saved["priorities"]):
+                slot = np.arange(ring.oldest[m], ring.count[m])
+                self.priorities.set(m, slot % ring.capacity, priorities.numpy()[len(priorities) - len(slot) :])
+
+    def digest(self) -> str:
+        """sha256 of all that is held, slot by slot, with counts and priorities; no matter how it lies on disk."""
+        total = hashlib.sha256(str((self.ring.count.tolist(), self.ring.oldest.tolist())).encode())
+        for m in self._members:
+            fields: dict = {}
+            for piece in self.ring.walk(m):
+                for name, values in piece.items():
+                    fields.setdefault(name, hashlib.sha256()).update(values.tobytes())
+            for field in fields.values():
+                total.update(field.digest())
+            if self.priorities:
+                total.update(self._live_priorities(m).tobytes() + self.priorities.largest[m].tobytes())
+        return total.hexdigest()
+
+    def _live_priorities(self, member: int) -> np.ndarray:
+        slot = np.arange(self.ring.oldest[member], self.ring.count[member])
+        return self.priorities.get(member, slot % self.ring.capacity)
+
+
+def _per_sample(value, shape: tuple[int, int], dtype: type) -> np.ndarray:
+    """One number, [n] or [n, B] -> [n * B]."""
+    values = np.empty(shape, dtype)
+    values.T[:] = np.transpose(value)
+    return values.ravel()

@@ -1,0 +1,90 @@
+"""The replay's slots on disk: append-only compressed chunks, so that a checkpoint writes only what is new.
+
+A chunk covers CHUNK slots of one member, counted from slot 0, and is written once when it is complete. Until then each
+save writes the part there is under a new name; so no file that an older checkpoint lists is ever changed, and `prune`
+removes what is not needed once the new checkpoint stands. A file is the zstd frame of the fields' bytes, one field after
+the other in the order of `Ring.read`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+from core.replay_ring import Ring
+
+CHUNK = 1_000
+PREFIX = "replay-"
+
+
+def save_chunks(ring: Ring, folder: Path, known: list[dict]) -> list[dict]:
+    """Write every live slot that no `known` file holds. -> the files that hold the ring now, in order.
+
+    A file is {"file", "sha256", "member", "first", "last"}; slots first to last inclusive.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    present = {(file["member"], file["last"]): file for file in known if (folder / file["file"]).exists()}
+    files = []
+    for member in range(ring.members):
+        first, count = int(ring.oldest[member]), int(ring.count[member])
+        while first < count:
+            last = min((first // CHUNK + 1) * CHUNK, count) - 1
+            files.append(present.get((member, last)) or _write(ring, folder, member, first, last))
+            first = last + 1
+    if any(file not in known for file in files):
+        _sync(folder)
+    return files
+
+
+def load_chunks(ring: Ring, folder: Path, files: list[dict]) -> None:
+    """Fill the ring, whose counts are set already. Raises ValueError naming a file that is missing or damaged."""
+    for file in files:
+        path = folder / file["file"]
+        if not path.exists():
+            raise ValueError(f"{path} is missing; put it back, or remove this checkpoint to go on from an older one")
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != file["sha256"]:
+            raise ValueError(f"{path} is damaged (sha256 differs); remove this checkpoint to go on from an older one")
+        ring.restore(file["member"], file["first"], _unpack(ring, data, file["last"] - file["first"] + 1))
+
+
+def prune(folder: Path, keep: set[str]) -> None:
+    """Remove the replay's files in `folder`, temporary ones too, whose names are not in `keep`.
+
+    To be called once the checkpoint that needs `keep` is published; a crash before leaves the older one whole.
+    """
+    for path in folder.glob(f"{PREFIX}*"):
+        if path.name not in keep:
+            path.unlink()
+
+
+def _write(ring: Ring, folder: Path, member: int, first: int, last: int) -> dict:
+    fields = ring.read(member, first, last)
+    data = zstandard.ZstdCompressor(level=1).compress(b"".join(values.tobytes() for values in fields.values()))
+    name = f"{PREFIX}{member}-{first // CHUNK:06d}-{first}-{last}.zst"
+    aside = folder / f"{name}.tmp"
+    with open(aside, "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(aside, folder / name)
+    return {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "member": member, "first": first, "last": last}
+
+
+def _unpack(ring: Ring, data: bytes, slots: int) -> dict[str, np.ndarray]:
+    raw, at, fields = zstandard.ZstdDecompressor().decompress(data), 0, {}
+    for name, sample in ring.read(0, 0, 0).items():  # one slot, for the shapes
+        size = slots * sample.nbytes
+        fields[name] = np.frombuffer(raw, sample.dtype, size // sample.itemsize, at).reshape(slots, *sample.shape[1:])
+        at += size
+    return fields
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

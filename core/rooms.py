@@ -1,0 +1,81 @@
+"""What there is to choose from, found by name: nobody keeps a list, and `core` imports no room.
+
+Names are read from the source with `ast`, so that help, completion and the answer to a misspelt choice need no torch;
+the classes behind them are imported when a run is built.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+TABLES = {
+    "agent": ("agents", "AGENTS"),
+    "net": ("nets", "NETS"),
+    "value": ("nets", "VALUES"),
+    "replay": ("core.config", "REPLAYS"),
+}
+
+
+def choices(group: str) -> list[str]:
+    """What `group=...` may be: classes and yaml files. Groups: those of TABLES, env, interventions."""
+    found = env_names() if group == "env" else interventions() if group == "interventions" else names(group)
+    return list(dict.fromkeys([*found, *(path.stem for path in sorted((CONFIGS / group).glob("*.yaml")))]))
+
+
+@functools.cache
+def names(group: str) -> list[str]:
+    """Entries of a group's table, in its order."""
+    module, table = TABLES[group]
+    path = ROOT / module.replace(".", "/")
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == table and isinstance(node.value, ast.Dict):
+            return [ast.literal_eval(key) for key in node.value.keys if key]
+    raise LookupError(f"{module} has no table {table}")
+
+
+def classes(group: str) -> dict[str, Any]:
+    """A group's table itself: name -> class. Imports the room."""
+    module, table = TABLES[group]
+    return getattr(importlib.import_module(module), table)
+
+
+def env_names() -> list[str]:
+    """Environments that have a name of their own; any Gymnasium ID goes besides, as gym/ID."""
+    return list(importlib.import_module("envs.catalog").names())
+
+
+def env_settings(family: str) -> type | None:
+    """The dataclass of a family's options, `Settings` in envs/<family>.py; None for a family without options."""
+    if not (ROOT / "envs" / f"{family}.py").exists():
+        return None
+    return getattr(importlib.import_module(f"envs.{family}"), "Settings", None)
+
+
+@functools.cache
+def interventions() -> dict[str, str]:
+    """Name of every intervention (its file's) -> the first line of its docstring."""
+    lines = {}
+    for path in sorted((ROOT / "interventions").glob("[!_]*.py")):
+        lines[path.stem] = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    return lines
+
+
+def intervention(name: str) -> type:
+    """The one Intervention that interventions/<name>.py defines."""
+    base = importlib.import_module("core.intervention").Intervention
+    module = importlib.import_module(f"interventions.{name}")
+    found = [
+        thing
+        for thing in vars(module).values()
+        if isinstance(thing, type) and issubclass(thing, base) and thing.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"interventions/{name}.py defines {len(found)} interventions; expected one")
+    return found[0]

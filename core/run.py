@@ -1,0 +1,80 @@
+"""Look at a run folder from the command line.
+
+python -m core.run digest RUN_DIR    one line "component sha256" each: are two runs the same run?
+python -m core.run verify RUN_DIR    one line per file that is not as it was written; exit code 1 if there is one
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from core import checkpoint, files
+from core.digest import digest as digest_of
+from core.options import nearest
+from core.run_folder import CONFIG
+
+STREAMS = ("clock", "engine", "envs", "pending")  # what the coming steps are drawn from, beside the networks
+FIELDS = {
+    "parameters": "params",
+    "birth": "birth",
+    "copies": "copies",
+    "moments": "optim",
+    "buffers": "buffers",
+    "memories": "memory",
+}
+
+
+def digest(folder: Path) -> int:
+    """Hashes of the newest checkpoint's components, and of the records up to it."""
+    last = checkpoint.newest(folder)  # every file it needs has been read and compared
+    if last is None:
+        raise ValueError(f"{folder}: no checkpoint yet")
+    state = checkpoint.load(last)
+    for component, field in FIELDS.items():
+        print(component, digest_of({part: fields[field] for part, fields in state["states"].items()}))
+    print("replay", state["replay"]["digest"])
+    print("streams", digest_of({name: state.get(name) for name in STREAMS}))
+    print("records", digest_of({name: files.sha256(folder / name, size) for name, size in state["records"].items()}))
+    return 0
+
+
+def verify(folder: Path) -> int:
+    """Compare every file with the manifests of the checkpoints."""
+    found = checkpoint.checkpoints(folder)
+    problems = [line for path in found for line in checkpoint.problems(path)]
+    for line in dict.fromkeys(problems):  # two checkpoints share most chunks
+        print(line)
+    if not problems:
+        print(f"{folder}: {len(found)} checkpoints, every file as it was written")
+    return 1 if problems else 0
+
+
+COMMANDS: dict[str, Callable[..., int]] = {"digest": digest, "verify": verify}
+
+
+def main(argv: list[str]) -> int:
+    """COMMAND RUN_DIR [OPTION=VALUE ...]. -> exit code; 2, after one line, for a mistake in it."""
+    try:
+        if len(argv) < 2:
+            raise ValueError(f"expected python -m core.run {' | '.join(COMMANDS)} RUN_DIR")
+        name, folder, *options = argv
+        if name not in COMMANDS:
+            raise ValueError(f"{name}: no such command; {nearest(name, COMMANDS)}")
+        if not (Path(folder) / CONFIG).is_file():
+            raise ValueError(f"{folder}: no run folder ({CONFIG} is missing)")
+        known = list(inspect.signature(COMMANDS[name]).parameters)[1:]
+        given = {option: value for option, _, value in (text.partition("=") for text in options)}
+        for option in given:
+            if option not in known:
+                raise ValueError(f"{option}: no such option of {name}; expected {', '.join(known) or 'none'}")
+        return COMMANDS[name](Path(folder), **given)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

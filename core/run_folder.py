@@ -1,0 +1,203 @@
+"""Everything a run leaves on disk, and how it goes on from there.
+
+config.yaml             the resolved configuration
+provenance.json         one entry per start: code, versions, machine, command; diff-*.patch is code not yet committed
+metrics.jsonl, eval.csv, ledger.jsonl, timing.jsonl     see core/records.py
+tensorboard/            see core/tensorboard.py
+checkpoints/, replay/   see core/checkpoint.py
+done.json               the summary of a finished run
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from core import checkpoint, files
+from core.evaluation import Result, mean_scores
+from core.options import show
+from core.provenance import provenance
+from core.records import Records, to_json
+from core.tensorboard import Board
+
+CONFIG, PROVENANCE, DONE, LOCK = "config.yaml", "provenance.json", "done.json", ".lock"
+SHOWN = 5  # differences told when a folder is refused
+
+
+class RunFolder:
+    """The folder of one run, held by one process until it is closed.
+
+    with RunFolder(path, config, seeds=seeds, tasks=tasks) as folder:
+        if folder.finished is None:
+            saved = folder.resume()  # None: from the beginning
+            ...  # folder.metrics(row), folder.save(step, state, replay)
+            folder.finish(summary)
+    """
+
+    finished: dict[str, Any] | None  # the summary of a finished run
+    records: Records  # once resumed
+    board: Board  # once resumed
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: dict[str, Any],
+        resume: Literal["strict", "force"] = "strict",
+        *,
+        seeds: Sequence[int],
+        tasks: Sequence[str] = (),
+        ignore: Collection[str] = (),
+    ) -> None:
+        """Create the folder or enter it again.
+
+        config: plain data; `ignore` names its keys that may differ from the last time. Raises ValueError if the folder
+        is in use, holds no run, or a run of another configuration and resume is not "force".
+        """
+        self.path, self.seeds, self.tasks = Path(path), tuple(seeds), tuple(tasks)
+        self._open = ExitStack()
+        with self._open:
+            self._hold()
+            forced = self._check(config, ignore, resume)
+            if forced:
+                (self.path / DONE).unlink(missing_ok=True)
+            done = self.path / DONE
+            self.finished = json.loads(done.read_text()) if done.exists() else None
+            if self.finished is None:
+                files.write(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
+                self._sign(forced)
+            self._open = self._open.pop_all()
+
+    def resume(self) -> dict | None:
+        """Go back to the newest whole checkpoint, the records with it. -> what it holds; None: start from nothing."""
+        last = checkpoint.newest(self.path)
+        state = checkpoint.load(last) if last else None
+        checkpoint.tidy(self.path, last)
+        self.records = self._open.enter_context(closing(Records(self.path)))
+        self.records.truncate(state["records"] if state else {})
+        redrawn = checkpoint.step(last) + 1 if last else 0
+        board = Board(self.path / "tensorboard", self.seeds, self.tasks, purge_step=redrawn)
+        self.board = self._open.enter_context(closing(board))
+        return state
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics at row["step"]; its lists, one number per seed, are drawn too."""
+        self.records.metrics(row)
+        for tag, value in row.items():
+            if isinstance(value, list):
+                self.board.scalar(tag, value, row["step"])
+
+    def evaluation(self, results: Sequence[Result], *, step: int, task: str, updates: int, network: str) -> None:
+        """The episodes of one evaluation, of all seeds."""
+        self.records.evaluation(results, step=step, task=task, updates=updates, network=network)
+        self.board.evaluation(task, mean_scores(results, self.seeds), step)
+
+    def events(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows of the ledger."""
+        for row in rows:
+            self.records.event(row)
+
+    def timing(self, row: Mapping[str, Any]) -> None:
+        self.records.timing(row)
+
+    def save(self, step: int, state: dict, replay: checkpoint.Replay) -> None:
+        """A checkpoint of the run as it stands, with its place in the records."""
+        self.board.flush()
+        checkpoint.save(self.path, step, state | {"records": self.records.position()}, replay)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The run is over; entering the folder again finds this summary."""
+        self.records.position()
+        files.write(self.path / DONE, to_json(summary))
+        self.finished = dict(summary)
+
+    def close(self) -> None:
+        self._open.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _hold(self) -> None:
+        """Create the folder and lock it. The lock ends with the process, however that ends."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            foreign = [name for name in os.listdir(self.path) if not name.startswith(".")]
+            if foreign and CONFIG not in foreign:
+                raise ValueError(f"run_dir: {self.path} holds {foreign[0]} and no run; choose another folder")
+            lock = self._open.enter_context((self.path / LOCK).open("a+"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = (self.path / LOCK).read_text() or "another process"
+            raise ValueError(f"run_dir: {self.path} is in use by {holder}; wait for it, or choose another") from None
+        except OSError as error:
+            raise ValueError(
+                f"run_dir: {self.path} cannot be used ({error.strerror}); choose another folder"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+
+    def _check(self, config: dict[str, Any], ignore: Collection[str], resume: str) -> list[str]:
+        """What differs from the configuration that is there, if the folder may be entered nevertheless."""
+        if not (self.path / CONFIG).exists():
+            return []
+        try:
+            changed = differing(yaml.safe_load((self.path / CONFIG).read_text()), config, ignore)
+        except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError) as error:
+            raise ValueError(f"run_dir: {self.path / CONFIG} cannot be read; choose another folder") from error
+        if changed and resume != "force":
+            more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
+            raise ValueError(
+                f"run_dir: {self.path} holds a run of another configuration ({'; '.join(changed[:SHOWN] + more)}); "
+                f"choose another folder, or go on in this one with resume=force"
+            )
+        return changed
+
+    def _sign(self, forced: list[str]) -> None:
+        """Add this start to the provenance."""
+        path, start = self.path / PROVENANCE, provenance()
+        if diff := start.pop("diff"):
+            name = f"diff-{hashlib.sha256(diff.encode()).hexdigest()[:8]}.patch"
+            files.write(self.path / name, diff)
+            start["diff"] = name
+        if forced:
+            start["forced"] = forced
+        starts = json.loads(path.read_text()) if path.exists() else []
+        files.write(path, json.dumps([*starts, start], indent=1))
+
+
+def differing(old: dict[str, Any], new: dict[str, Any], ignore: Collection[str] = ()) -> list[str]:
+    """ "key was A, now B" for every setting that differs and is not in `ignore`.
+
+    The order of interventions counts; which GPU of several does not.
+    """
+    before, now = _flat(old), _flat(yaml.safe_load(yaml.safe_dump(new, sort_keys=False)))
+    changed = [key for key in before | now if before.get(key) != now.get(key) and key.partition(".")[0] not in ignore]
+    return [f"{key} was {show(before.get(key))}, now {show(now.get(key))}" for key in changed]
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys -> values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key == "device":
+            value = value.partition(":")[0]
+        if key == "interventions":
+            flat[key] = [entry["name"] for entry in value]
+            value = {entry["name"]: entry for entry in value}
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat

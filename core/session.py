@@ -1,0 +1,245 @@
+"""Everything a run consists of, put together from its configuration; saved, restored and reported as one.
+
+`train.py` drives it: nothing here decides when anything happens.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from core import assemble
+from core.averages import Averages
+from core.clock import Clock, Unit
+from core.config import WITHOUT_EFFECT, Config, resolved
+from core.diagnostics import CHEAP, MIDDLE
+from core.engine import Engine
+from core.evaluation import LANES, evaluate, mean_scores
+from core.progress import Progress
+from core.randomness import host_generator
+from core.replay import Replay
+from core.run_folder import RunFolder
+from core.signals import Stop
+from core.spec import Env, Episode
+from core.state import Batch, Tensors
+
+OBSERVE_BATCH = 256  # samples for the cheap diagnostics
+RANK_BATCH = 1_024  # samples for ranks: at least as many as penultimate features
+
+
+class Session:
+    """A run in memory."""
+
+    def __init__(self, config: Config) -> None:
+        """Open the environments, build the learner. Raises ValueError for a configuration that does not fit together."""
+        self.config = config
+        streams = importlib.import_module("envs.stream")
+        self.stream = streams.Stream(config.tasks, config.stream.steps)
+        self.task = self.stream.at(0)
+        self._evaluation_envs: dict[str, list[list[Env]]] = {}  # opened once per task, played in turn
+        self.envs = self._vector(self._open_envs(self.task.name), "train")
+        if len(config.tasks) > 1:
+            streams.check_spaces([assemble.environments(config, task)().spec for task in config.tasks])
+        spec = self.envs.spec
+        self.agent = assemble.agent(config, spec)
+        settings = self.agent.settings
+        self.compile = config.compile and assemble.compiler_found()
+        self.engine = Engine(self.agent, config.seeds, settings.batch_size, config.device, self.compile)
+        for option in ("act_with", "evaluate_with"):
+            assemble.check_role(self.agent, getattr(settings, option), option)
+        self.replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config.replay))
+        self.clock = Clock(config.steps, config.replay_ratio, config.warmup, spec.action_repeat)
+        self.averages = Averages(len(config.seeds))
+        self.stop = Stop()
+        self.returns: list[float] = []  # mean return of each seed in the latest evaluation
+        self.folder = RunFolder(
+            config.run_dir,
+            resolved(config),
+            config.resume,
+            seeds=config.seeds,
+            tasks=config.tasks,
+            ignore=WITHOUT_EFFECT,
+        )
+
+    # a run's life
+
+    def __enter__(self) -> Session:
+        self.stop.__enter__()
+        self.folder.__enter__()
+        self.progress = Progress(self)
+        if self.finished:
+            self.progress.say(f"{self.folder.path} is finished; the same command does nothing more")
+            return self
+        saved = self.folder.resume()
+        if saved is None:
+            self.envs.reset()
+        else:
+            self.load_state_dict(saved)
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.close()
+        self.folder.__exit__(*error)
+        self.stop.__exit__(*error)
+
+    @property
+    def finished(self) -> bool:
+        return self.folder.finished is not None
+
+    @property
+    def exit_code(self) -> int:
+        return self.stop.exit_code
+
+    def close(self) -> None:
+        """The loop has ended: the run is complete, or it was told to stop. Save either way."""
+        self.save()
+        if self.clock.running:
+            self.progress.say(f"{self.stop.requested}: saved at step {self.clock.env_steps}; the same command goes on")
+        else:
+            self.folder.finish({"step": self.clock.env_steps, "updates": self.clock.updates, "returns": self.returns})
+            self.progress.table(self.returns)
+
+    # what the loop asks for
+
+    @property
+    def frame(self) -> np.ndarray:
+        """The newest observation as replay stores it, without the frames stacked behind it. [n, *obs_shape]."""
+        seen = self.envs.observation
+        return seen[:, -1] if self.envs.spec.is_image else seen
+
+    def random_action(self) -> np.ndarray:
+        """Uniform over the action space. [n, *action_shape]."""
+        spec = self.envs.spec
+        generators = [host_generator(seed, "random_action", self.clock.agent_steps) for seed in self.config.seeds]
+        if spec.is_discrete:
+            return np.array([g.integers(spec.num_actions) for g in generators])
+        return np.stack([g.uniform(-1, 1, spec.action_shape) for g in generators]).astype(np.float32)
+
+    def sample(self, stream: str, count: int, size: int = 0) -> Batch:
+        """A batch of every member, from a stream of its own. Leaves [n, B, ...]."""
+        settings = self.agent.settings
+        return self.replay.sample(size or settings.batch_size, count, settings.n_step, settings.discount, stream)
+
+    def enter_task(self) -> None:
+        """The world changes: other environments, an empty replay unless configured otherwise; the learner stays."""
+        self.clock.enter_task()
+        self._switch_to(self.stream.at(self.clock.env_steps))
+        self.envs.reset()
+        if self.config.stream.replay == "clear":
+            self.replay.clear()
+        self.intervene("tasks")
+
+    def intervene(self, *units: Unit) -> None:
+        """Apply the events that are due in these units, and write each to the ledger."""
+        rows = self.engine.intervene(self.clock, units, self.sample)
+        self.folder.events(rows)
+        for row in rows:
+            self.progress.event(row)
+
+    # reporting
+
+    def note(self, metrics: Tensors) -> None:
+        """Take in what an update reports; nothing waits for the device."""
+        self.averages.add(metrics)
+
+    def note_episodes(self, episodes: Sequence[Episode]) -> None:
+        for episode in episodes:
+            self.averages.add_episode(episode)
+
+    def observe(self) -> None:
+        """Run the diagnostics that are due."""
+        for every, size, tier in (
+            (self.config.observe_every, OBSERVE_BATCH, CHEAP),
+            (self.config.rank_every, RANK_BATCH, MIDDLE),
+        ):
+            if self.clock.passed(every, "updates"):
+                batch = self.sample("observe", self.clock.updates, size)
+                self._report(self.engine.observe(batch, self.clock, tier))
+
+    def log(self) -> None:
+        """Write the averages since the last log, and say which members have diverged since."""
+        self._report(self.averages.take())
+        for seed, diverged in zip(self.config.seeds, self.engine.diverged(), strict=True):
+            if diverged and seed not in self.averages.diverged:
+                self.averages.diverged.append(seed)
+                self.folder.events([{"step": self.clock.env_steps, "updates": self.clock.updates, "diverged": seed}])
+                self.progress.say(f"seed {seed} diverged before step {self.clock.env_steps}; its weights are frozen")
+        self.folder.timing(self.progress.rates())
+        self.progress.refresh()
+
+    def evaluate(self) -> None:
+        """Play the current task with environments and streams of its own; the last time, as often as the protocol says."""
+        config, settings = self.config, self.agent.settings
+        final = not self.clock.running and config.final_episodes
+        episodes = final or config.eval_episodes
+        stream = f"evaluate/{self.clock.env_steps}"
+        results = evaluate(
+            self.engine,
+            [self._vector(envs, f"{stream}/{lane}") for lane, envs in enumerate(self._lanes(episodes))],
+            episodes,
+            explore=self.agent.explore_eval,
+            role=settings.evaluate_with,
+            stream=stream,
+        )
+        where = {"step": self.clock.env_steps, "task": self.task.name, "updates": self.clock.updates}
+        self.folder.evaluation(results, **where, network=settings.evaluate_with)
+        self.returns = mean_scores(results, config.seeds)
+        self.progress.refresh()
+
+    def _report(self, found: dict[str, list[float]]) -> None:
+        if found:
+            self.folder.metrics({"step": self.clock.env_steps, "updates": self.clock.updates, **found})
+
+    # persistence
+
+
+    def save(self) -> None:
+        self.folder.save(self.clock.env_steps, self.state_dict(), self.replay)
+
+    def state_dict(self) -> dict[str, Any]:
+        engine = self.engine.state_dict()
+        return {
+            "states": engine.pop("states"),
+            "engine": engine,
+            "clock": self.clock.state_dict(),
+            "task_step": self.task.start,
+            "envs": self.envs.state_dict(),
+            "pending": self.averages.state_dict() | {"returns": self.returns},
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.clock.load_state_dict(saved["clock"])
+        self.engine.load_state_dict(saved["engine"] | {"states": saved["states"]})
+        self.returns = saved["pending"].pop("returns")
+        self.averages.load_state_dict(saved["pending"])
+        if self.clock.tasks:
+            self._switch_to(self.stream.at(saved["task_step"]))
+        self.envs.load_state_dict(saved["envs"])
+        self.replay.load(self.folder.path / "replay", saved["replay"])
+
+    # environments
+
+    def _switch_to(self, task: Any) -> None:
+        self.envs.close()
+        self.task = task
+        self.envs = self._vector(self._open_envs(task.name), f"train/{task.index}")
+
+    def _open_envs(self, task: str) -> list[Env]:
+        """One environment per seed."""
+        make = assemble.environments(self.config, task)
+        return [make() for _ in self.config.seeds]
+
+    def _lanes(self, episodes: int) -> list[list[Env]]:
+        """Environments for evaluation on the current task: so many sets as episodes go side by side."""
+        lanes = self._evaluation_envs.setdefault(self.task.name, [])
+        while len(lanes) < min(LANES, episodes):
+            lanes.append(self._open_envs(self.task.name))
+        return lanes[:episodes]
+
+    def _vector(self, envs: list[Env], stream: str) -> Any:
+        """Environments in lock-step whose episodes come from `stream`."""
+        return importlib.import_module("envs.vector").Vector(envs, self.config.seeds, stream)

@@ -1,0 +1,42 @@
+"""An environment by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.options import build, nearest
+from core.spec import Env
+from envs.catalog import names
+
+
+def make(name: str, **options: Any) -> Env:
+    """The environment `atari/GAME`, `dmc/TASK`, `toy/NAME` or `gym/ID`; options are the fields of its file's Settings.
+
+    Only the simulator that is asked for gets imported. Raises ValueError, one line, for an unknown name or option.
+    """
+    family, _, rest = name.partition("/")
+    if not (family == "gym" and rest) and name not in names():
+        raise ValueError(f"env: {name} given; {_suggestion(name)}")
+    if family == "atari":
+        from envs import atari
+
+        return atari.Atari(rest, build(atari.Settings, options, "env"))
+    if family == "dmc":
+        from envs import dmc
+
+        return dmc.DMC(rest, build(dmc.Settings, options, "env"))
+    if options:
+        raise ValueError(f"env.{next(iter(options))}: no such setting; {name} has none")
+    if family == "gym":
+        from envs.gymnasium_env import GymnasiumEnv
+
+        return GymnasiumEnv(rest)
+    from envs.toy import TOYS
+
+    return TOYS[rest]()
+
+
+def _suggestion(name: str) -> str:
+    """The nearest name; where none is near, what names look like."""
+    near = nearest(name, names())
+    return near if near.startswith("did you mean") else "expected atari/GAME, dmc/TASK, toy/NAME or gym/ID"

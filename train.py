@@ -1,0 +1,72 @@
+"""Train one agent on one stream of tasks, all seeds at once.
+
+    python train.py agent=sac env=dmc/cheetah-run seeds=[0,1,2] steps=100_000
+    python train.py --help
+
+The same command again goes on where it stopped; a finished run says so.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from core.config import Config, main, setting_up
+
+
+def train(config: Config) -> None:
+    """Run `config` to its end, from the newest checkpoint of its folder if there is one."""
+    from core.session import Session  # torch is imported only now: --help and a wrong word answer at once
+
+    with setting_up():
+        session = Session(config)
+    with session as run:
+        if not run.finished:
+            loop(config, run)
+    sys.exit(run.exit_code)
+
+
+def loop(config: Config, run) -> None:
+    """The training loop. Shapes lead with [n] seeds; units are those of core/clock.py."""
+    clock, agent, engine, replay = run.clock, run.agent, run.engine, run.replay
+
+    while clock.running and not run.stop.requested:
+        if run.stream.at(clock.env_steps).index != run.task.index:  # the world changes
+            run.enter_task()
+
+        if clock.warm:
+            seen = run.envs.observation[:, None]  # one episode per seed: [n, 1, ...]
+            action = engine.act(seen, agent.explore(clock), "act", clock.agent_steps, agent.settings.act_with)[:, 0]
+        else:
+            action = run.random_action()
+        frame = run.envs.frame
+        step = run.envs.step(action)
+        replay.add(frame, action, step.reward, step.terminal, step.ended, step.next_obs)
+        clock.step()
+        run.note_episodes(step.episodes)
+
+        updates = clock.updates_due() if clock.warm else 0
+        for left in reversed(range(updates)):
+            batch = run.sample("replay", clock.updates)
+            metrics = engine.update(batch, clock)
+            replay.update_priorities(batch["index"], metrics.pop("priority"))
+            clock.update()
+            run.note(metrics)
+            run.observe()
+            if left:
+                run.intervene("updates")
+
+        # a step's evaluation comes before its events: a score is never taken within a recovery
+        if clock.passed(config.eval_every, "env_steps") or not clock.running:
+            run.evaluate()
+        run.intervene("updates", "agent_steps", "env_steps")
+        if clock.passed(config.log_every, "env_steps"):
+            run.log()
+        if clock.passed(config.save_every, "env_steps"):
+            run.save()
+        run.progress.step()
+
+    run.close()
+
+
+if __name__ == "__main__":
+    main(train)
