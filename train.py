@@ -8,13 +8,11 @@ The same command again goes on where it stopped; a finished run says so.
 
 from __future__ import annotations
 
-import sys
-
 from core.config import Config, main, setting_up
 
 
-def train(config: Config) -> None:
-    """Run `config` to its end, from the newest checkpoint of its folder if there is one."""
+def train(config: Config) -> int:
+    """Run `config` to its end, from the newest checkpoint of its folder if there is one. -> exit code"""
     from core.session import Session  # torch is imported only now: --help and a wrong word answer at once
 
     with setting_up():
@@ -22,7 +20,7 @@ def train(config: Config) -> None:
     with session as run:
         if not run.finished:
             loop(config, run)
-    sys.exit(run.exit_code)
+    return run.exit_code
 
 
 def loop(config: Config, run) -> None:

@@ -17,11 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from core.blueprint import NetSpec
 from core.clock import Clock
 from core.intervention import Intervention
 from core.optim import Adam
 from core.options import option
-from core.part import NetSpec, Outcome, Part, descend, follow
+from core.part import Outcome, Part, descend, follow
 from core.randomness import Noise
 from core.spec import EnvSpec
 from core.state import Batch, States, Tensors, weights

@@ -18,15 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.blueprint import NetSpec
 from core.clock import Clock
 from core.intervention import Intervention
 from core.optim import Adam
 from core.options import option
-from core.part import NetSpec, Outcome, Part, descend, follow
+from core.part import Outcome, Part, descend, follow
 from core.randomness import Noise
 from core.spec import EnvSpec
 from core.state import Batch, States, Tensors, weights
 from nets.mlp import Critics, GaussianActor, Temperature
+from nets.q_network import Vectors
 
 LOG_STD_LOW, LOG_STD_HIGH = -10.0, 2.0
 
@@ -58,6 +60,8 @@ class SAC:
     ) -> None:
         if spec.is_discrete or spec.is_image:
             raise ValueError(f"agent=sac needs vectors and continuous actions; env={spec.name} has not; use agent=dqn")
+        if not isinstance(net, Vectors):
+            raise ValueError("net: agent=sac takes vectors; use net=mlp")
         self.settings, self.spec, self.value = settings, spec, value
         self.interventions = tuple(interventions)
         (obs_dim,), action_dim = spec.obs_shape, spec.action_dim

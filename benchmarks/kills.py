@@ -2,9 +2,9 @@
 
     python -m benchmarks.kills FOLDER kills=20 agent=dqn env=atari/pong seeds=[0] steps=3_000 save_every=200
 
-All other arguments are train.py's. SIGKILL falls at random moments between the first second and the time an uninterrupted run
-takes; runs that end before their kill is due are counted and the rest of the kills is tried on a fresh copy. Prints one line
-per component with the two hashes, and exits with 1 if any differs.
+All other arguments are train.py's. SIGKILL falls at random moments between the first second and the time an
+uninterrupted run takes; runs that end before their kill is due are counted and the rest of the kills is tried on a
+fresh copy. Prints one line per component with the two hashes, and exits with 1 if any differs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def main() -> int:
         for component, value in wanted.items():
             equal = found.get(component) == value
             same &= equal
-            print(f"  {component:<12} {value[:16]} {found.get(component, 'missing')[:16]} {'equal' if equal else 'DIFFERS'}")
+            verdict = "equal" if equal else "DIFFERS"
+            print(f"  {component:<12} {value[:16]} {found.get(component, 'missing')[:16]} {verdict}")
     print(f"{done} kills, {'all digests equal' if same else 'digests differ'}")
     return 0 if same else 1
 

@@ -14,7 +14,7 @@ from core.spec import Env, EnvSpec
 
 
 def environments(config: Config, task: str) -> Callable[[], Env]:
-    """How to open one environment of a task. Games of a stream all take the full action set, so that one network fits."""
+    """How to open one environment of a task. Games of a stream take the full action set, so that one network fits."""
     make = importlib.import_module("envs.make").make
     options = dict(config.env_options)
     if len(config.tasks) > 1 and task.startswith("atari/"):

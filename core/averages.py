@@ -11,7 +11,8 @@ from core.state import Tensors
 
 
 class Averages:
-    """Sums that stay on the device until the log asks. Part of a checkpoint, so that a resumed run logs the same rows."""
+    """Sums that stay on the device until the log asks. Part of a checkpoint, so that a resumed run logs the same
+    rows."""
 
     def __init__(self, members: int) -> None:
         self._sums: Tensors = {}

@@ -27,9 +27,10 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from core.clock import Clock, Unit
+from core.events import Context
 from core.intervention import Intervention
 from core.ledger import entry
-from core.part import Context, Part, Step, check_parts
+from core.part import Part, Step, check_parts
 from core.randomness import Noise, draw, draw_on_host, keys_tensor
 from core.state import Batch, State, States, Tensors, clone, member, stack, write
 
@@ -123,7 +124,8 @@ class Engine:
                 continue
             for part in self.learner.parts.values():
                 if intervention in part.interventions:
-                    rows += [self._event(intervention, part, i, clock, sample) for i in range(len(self.seeds))]
+                    members = self.alive.nonzero().flatten().tolist()  # a frozen one has nothing left to change
+                    rows += [self._event(intervention, part, i, clock, sample) for i in members]
         return rows
 
     def _event(self, intervention: Intervention, part: Part, i: int, clock: Clock, sample: Sample) -> dict:

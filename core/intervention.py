@@ -23,7 +23,9 @@ from core.clock import Clock, Unit
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from core.part import Context, NetSpec, Part, Step
+    from core.blueprint import NetSpec
+    from core.events import Context
+    from core.part import Part, Step
     from core.state import State, Tensors
 
 CopyRule = Literal["keep", "copy", "same_draw", "own_draw"]

@@ -8,60 +8,17 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from core.clock import Clock
-from core.intervention import CopyRule, Intervention, OptimizerRule
+from core.blueprint import NetSpec
+from core.intervention import Intervention, OptimizerRule
 from core.optim import Adam
 from core.randomness import fork_torch
 from core.state import Batch, State, States, Tensors
-
-Section = Literal["encoder", "trunk", "head"]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A network's own map of itself, written by the network, never guessed."""
-
-    name: str  # prefix of its parameters: "encoder.convs.0"
-    kind: Literal["linear", "conv", "norm"]
-    section: Section
-    feats: str = ""  # key of the post-activation features of its units; "" if it has none
-    readers: tuple[str, ...] = ()  # layers whose input columns read these units
-    output: bool = False  # its units are the network's outputs
-
-    def under(self, prefix: str) -> Layer:
-        """The same layer seen from a network that holds this one as `prefix`."""
-        return replace(
-            self,
-            name=f"{prefix}.{self.name}",
-            feats=f"{prefix}.{self.feats}" if self.feats else "",
-            readers=tuple(f"{prefix}.{reader}" for reader in self.readers),
-        )
-
-
-@dataclass(frozen=True)
-class NetSpec:
-    """The blueprint of a network; interventions may edit it before birth."""
-
-    width: int = 256  # units of a hidden layer
-    depth: int = 2  # hidden layers
-    init: Literal["orthogonal", "xavier", "torch"] = "orthogonal"  # orthogonal(sqrt 2) | xavier uniform | torch's own
-    norm: Literal["none", "layer"] = "none"  # between a layer and its activation
-    norm_axes: Literal["image", "channel"] = "image"  # of a convolution's output: (C, H, W), or C at each pixel
-
-
-class Network(Protocol):
-    """What a Part asks of its module: a forward that returns (output, features), and a map of its layers."""
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensors]: ...
-
-    def chains(self) -> list[list[Layer]]: ...  # forward order, one chain per path (an ensemble has several)
 
 
 class Outcome(NamedTuple):
@@ -202,7 +159,8 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]))
     outcome = outcome._replace(info=outcome.info | {f"{part.name}/grad_norm": norm})
     if part.fused:
-        part.optim.step_(s.params, grads, s.optim, skip=(~(norm.isfinite() & batch["alive"])).float())
+        alive = batch["alive"].logical_and_(norm.isfinite())
+        part.optim.step_(s.params, grads, s.optim, skip=(~alive).float())
     else:
         params, optim = part.optim.step(s.params, grads, s.optim)
         s = s._replace(params=params, optim=optim)
@@ -246,67 +204,6 @@ def replant(
         }
     slow = s.copies | {role: s.copies[role] | new for role, new in (copies or {}).items()}
     return s._replace(params=s.params | params, copies=slow, birth=s.birth | (birth or {}), optim=slots)
-
-
-@dataclass
-class Context:
-    """What an event may ask for; one seed, one part, one moment."""
-
-    part: Part
-    states: States  # of this seed
-    clock: Clock
-    seed: int
-    instance: str  # name of the intervention
-    device: torch.device | str
-    sample: Callable[[], tuple[Batch, Tensors]]  # a batch of this seed with its noise, from the event's own stream
-
-    def fresh(self, purpose: str = "params") -> Tensors:
-        """A new draw from the initialisers, a function of (seed, intervention, part, purpose, time) alone."""
-        stream = f"event/{self.instance}/{self.part.name}/{purpose}"
-        count = (self.clock.updates, self.clock.agent_steps, self.clock.tasks)
-        return {k: p.to(self.device) for k, p in self.part.fresh(self.seed, stream, *count).items()}
-
-    def step(self) -> Step:
-        """Loss, features and gradient of this part on a batch of its own."""
-        batch, noise = self.sample()
-        grads, outcome = self.part.gradient(self.states, batch, noise)
-        return Step(batch, noise, outcome, grads)
-
-
-def redraw(
-    s: State,
-    ctx: Context,
-    names: Sequence[str],
-    *,
-    keep: float,
-    noise: float,
-    toward: Literal["fresh", "birth"],
-    rules: dict[str, CopyRule],
-    optimizer: OptimizerRule,
-    renew_birth: bool,
-) -> State:
-    """theta <- keep theta + noise phi on the named tensors: the one core of resets and of Shrink & Perturb.
-
-    phi is a fresh draw or the birth weights. `rules` says for each slow copy: "keep" it, "copy" the new weights, or
-    apply the rule to the copy's own values with the "same_draw" or its "own_draw".
-    """
-    part = ctx.part
-
-    def mix(theta: Tensors, phi: Tensors) -> Tensors:
-        return {k: (keep * theta[k] if keep else 0.0) + noise * phi[k] for k in names}
-
-    phi = ctx.fresh() if toward == "fresh" else s.birth
-    new = mix(s.params, phi)
-    copies = {}
-    for role, rule in rules.items():
-        if rule == "copy":
-            copies[role] = {k: p.clone() for k, p in new.items()}
-        elif rule == "same_draw":
-            copies[role] = mix(s.copies[role], phi)
-        elif rule == "own_draw":
-            copies[role] = mix(s.copies[role], ctx.fresh(role) if toward == "fresh" else s.birth)
-    birth = {k: phi[k] for k in names} if renew_birth else None
-    return replant(part, s, new, copies=copies, birth=birth, optimizer=optimizer)
 
 
 def check_parts(parts: dict[str, Part], interventions: Sequence[Intervention]) -> None:

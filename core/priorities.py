@@ -1,10 +1,10 @@
 """Priorities of slots, sampled in proportion, without a Python loop.
 
 Prioritised experience replay (Schaul et al. 2016) as Dopamine and BBF have it. One convention: a *priority* is what
-sampling is proportional to, `(|error| + 1e-10) ** alpha`. Whoever trains hands over the bare error (of a cross-entropy,
-the cross-entropy itself), the exponent is applied once, when the priority is stored, and `alpha = 0.5` on a loss is their
-"priority = sqrt(loss)". New slots get the largest priority ever stored, at least 1. Importance weights are
-`priority ** -beta` over the largest of the batch.
+sampling is proportional to, `(|error| + 1e-10) ** alpha`. Whoever trains hands over the bare error (of a cross-entropy
+loss, the cross-entropy itself). The exponent is applied once, when the priority is stored, and never again: with
+`alpha = 0.5` on a loss this is their "priority = sqrt(loss)". New slots get the largest priority ever stored, at least
+1. Importance weights are `priority ** -beta`, divided by the largest of the batch.
 
 The sums are a two-level tree: leaves, and sums of blocks of leaves which are always recomputed from the leaves. So
 nothing drifts, and the whole structure is a function of the leaves.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-BLOCK = 128
+BLOCK = 64
 SMALLEST_ERROR = 1e-10
 
 

@@ -26,7 +26,12 @@ class Progress:
 
     def start(self) -> None:
         run, config, clock = self._session, self._session.config, self._session.clock
-        self.say(f"{config.agent_name} on {', '.join(config.tasks)}, seeds {list(config.seeds)}, folder {run.folder.path}")
+        if run.finished:
+            self.say(f"{run.folder.path} is finished; the same command does nothing more")
+            return
+        self.say(
+            f"{config.agent_name} on {', '.join(config.tasks)}, seeds {list(config.seeds)}, folder {run.folder.path}"
+        )
         if clock.env_steps:
             self.say(f"going on from step {clock.env_steps}")
         if config.compile and not run.compile:

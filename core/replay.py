@@ -4,10 +4,10 @@ Single frames are stored once (core/replay_ring.py); stacks, n-step returns and 
 sampled, so n and gamma may differ per sample and change over time. Which slots are sampled is a function of (seed,
 stream, draw) and of the contents alone: member k of n draws what it would draw alone.
 
-The window of k steps from slot t gives the return sum_{i<k} gamma^i r_{t+i} and bootstraps from slot t + k with gamma^k.
-k is n, or less where the window is cut: at its first terminal (the discount is 0) or where the episode was truncated
-(the discount is gamma^k, the next observation the one it ended in). A slot may be sampled if it is a step, the frames of
-its stack are still there and its window up to slot t + k has been written. Others are redrawn.
+The window of k steps from slot t gives the return sum_{i<k} gamma^i r_{t+i} and bootstraps from slot t + k with
+gamma^k. k is n, or less where the window is cut: at its first terminal (the discount is 0) or where the episode was
+truncated (the discount is gamma^k, the next observation the one it ended in). A slot may be sampled if it is a step,
+the frames of its stack are still there and its window up to slot t + k has been written. Others are redrawn.
 (Differences to Dopamine and BBF: they reject windows that hold a truncation, BBF bootstraps from slot t + n - 1.)
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from core.replay_store import load_chunks, save_chunks
 from core.spec import EnvSpec
 from core.state import Batch
 
+HASHED = 1_000  # slots hashed together
 TRIES = 32  # redraws before every slot is looked at; a healthy ring needs one or none
 
 
@@ -49,6 +51,7 @@ class Replay:
         self.priorities = Priorities(len(self.seeds), capacity, alpha, beta) if prioritised else None
         self._members = np.arange(len(self.seeds))
         self._files: list[dict] = []  # what is on disk
+        self._digests: dict[tuple[int, int, int], bytes] = {}  # of slots first to last of a member
 
     def __len__(self) -> int:
         """Slots that every member holds, closing ones included."""
@@ -152,8 +155,8 @@ class Replay:
             return
         slot, member = index.cpu().numpy().ravel(), self._members.repeat(index.shape[1])
         live = slot >= self.ring.oldest[member]
-        slot, member, error = slot[live], member[live], error.detach().cpu().numpy().ravel()[live]
-        self.priorities.learn(member, slot % self.ring.capacity, error)
+        errors = error.detach().cpu().numpy().ravel()[live]
+        self.priorities.learn(member[live], slot[live] % self.ring.capacity, errors)
 
     def _draw(
         self, batch_size: int, draw: int, member: np.ndarray, n_step: np.ndarray, stream: str
@@ -170,9 +173,8 @@ class Replay:
             if not bad.size:
                 return start, steps
             counts = np.bincount(member[bad], minlength=len(generators))
-            start[bad] = self._pick(
-                member[bad], np.concatenate([g.random(c) for g, c in zip(generators, counts, strict=True)])
-            )
+            again = np.concatenate([g.random(k) for g, k in zip(generators, counts, strict=True)])
+            start[bad] = self._pick(member[bad], again)
             steps[bad], valid[bad] = self._windows(member[bad], start[bad], n_step[bad])
         for i in np.flatnonzero(~valid):
             start[i], steps[i] = self._search(member[i], n_step[i], generators[member[i]].random())
@@ -192,7 +194,7 @@ class Replay:
     def _windows(self, member: np.ndarray, start: np.ndarray, n_step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How many steps each window has, and whether it may be sampled."""
         ring = self.ring
-        rows = ring.rows(member[:, None], start[:, None] + np.arange(n_step.max() + 1))
+        rows = ring.rows(member[:, None], start[:, None] + np.arange(n_step.max(initial=1) + 1))
         kind = ring.kind[rows]
         stops = (kind[:, :-1] == TERMINAL) | (kind[:, 1:] == CLOSING)
         stops |= np.arange(1, rows.shape[1]) >= n_step[:, None]
@@ -221,10 +223,10 @@ class Replay:
         """Write what is new to chunks in `folder`. -> plain data for the checkpoint; "files" lists what it needs."""
         ring = self.ring
         self._files = save_chunks(ring, folder, self._files)
-        saved = {"files": [dict(file) for file in self._files]}
+        saved: dict[str, Any] = {"files": [dict(file) for file in self._files]}
         saved |= {"count": ring.count.tolist(), "oldest": ring.oldest.tolist(), "priorities": None}
         if self.priorities:
-            members = [torch.from_numpy(self._live_priorities(m)) for m in self._members]
+            members = [torch.from_numpy(self._live(self.priorities, m)) for m in range(ring.members)]
             saved |= {"priorities": members, "largest_priority": self.priorities.largest.tolist()}
         return saved
 
@@ -235,7 +237,7 @@ class Replay:
         ring = self.ring
         ring.count[:], ring.first[:] = saved["count"], saved["oldest"]
         load_chunks(ring, folder, saved["files"])
-        self._files = [dict(file) for file in saved["files"]]
+        self._files, self._digests = [dict(file) for file in saved["files"]], {}
         if self.priorities:
             self.priorities.clear()
             self.priorities.largest[:] = saved["largest_priority"]
@@ -244,26 +246,36 @@ class Replay:
                 self.priorities.set(m, slot % ring.capacity, priorities.numpy()[len(priorities) - len(slot) :])
 
     def digest(self) -> str:
-        """sha256 of all that is held, slot by slot, with counts and priorities; no matter how it lies on disk."""
-        total = hashlib.sha256(str((self.ring.count.tolist(), self.ring.oldest.tolist())).encode())
-        for m in self._members:
-            fields: dict = {}
-            for piece in self.ring.walk(m):
-                for name, values in piece.items():
-                    fields.setdefault(name, hashlib.sha256()).update(values.tobytes())
-            for field in fields.values():
-                total.update(field.digest())
+        """sha256 of all that is held, with counts and priorities; how it is cut on disk does not matter.
+
+        Slots never change, so what was hashed before is not hashed again.
+        """
+        ring, known = self.ring, self._digests
+        self._digests = {}
+        total = hashlib.sha256(str((ring.count.tolist(), ring.oldest.tolist())).encode())
+        for m in range(ring.members):
+            for first, last in ring.pieces(m, HASHED):
+                piece = known.get((m, first, last)) or _hash(ring.read(m, first, last))
+                self._digests[m, first, last] = piece
+                total.update(piece)
             if self.priorities:
-                total.update(self._live_priorities(m).tobytes() + self.priorities.largest[m].tobytes())
+                total.update(self._live(self.priorities, m).tobytes() + self.priorities.largest[m].tobytes())
         return total.hexdigest()
 
-    def _live_priorities(self, member: int) -> np.ndarray:
+    def _live(self, priorities: Priorities, member: int) -> np.ndarray:
         slot = np.arange(self.ring.oldest[member], self.ring.count[member])
-        return self.priorities.get(member, slot % self.ring.capacity)
+        return priorities.get(member, slot % self.ring.capacity)
+
+
+def _hash(fields: dict[str, np.ndarray]) -> bytes:
+    digest = hashlib.sha256()
+    for values in fields.values():
+        digest.update(values.tobytes())
+    return digest.digest()
 
 
 def _per_sample(value, shape: tuple[int, int], dtype: type) -> np.ndarray:
     """One number, [n] or [n, B] -> [n * B]."""
-    values = np.empty(shape, dtype)
+    values: np.ndarray = np.empty(shape, dtype)
     values.T[:] = np.transpose(value)
     return values.ravel()

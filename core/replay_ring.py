@@ -19,7 +19,6 @@ from torch import Tensor
 from core.spec import EnvSpec
 
 STEP, TERMINAL, CLOSING = 0, 1, 2  # kinds of slots
-PIECE = 1_000  # slots read at once when the whole content is walked
 
 
 class Ring:
@@ -29,9 +28,10 @@ class Ring:
         self.members, self.capacity = members, capacity
         self.stack = spec.stack if spec.is_image else 1
         rows = members * capacity
-        pixels = (rows + 1, math.prod(spec.obs_shape))
-        # not zeroed: memory that no slot has used yet costs nothing. The last row stays zero: the frame before the first
-        self.obs = torch.empty(pixels, dtype=getattr(torch, spec.obs_dtype), device=device)
+        shape = (rows + 1, math.prod(spec.obs_shape))  # the last row stays zero: the frame before the first
+        self.obs = torch.empty(
+            shape, dtype=getattr(torch, spec.obs_dtype), device=device
+        )  # untouched pages cost nothing
         self.obs[rows] = 0
         action_dtype = np.min_scalar_type(spec.num_actions - 1) if spec.is_discrete else np.float32
         self.action = np.zeros((rows, *spec.action_shape), action_dtype)
@@ -79,12 +79,13 @@ class Ring:
 
         member, slot: broadcastable. -> [*slot.shape, stack, values of one observation] on the device
         """
-        back = np.arange(self.stack - 1, -1, -1)
-        wanted = self.rows(member[..., None], slot[..., None] - back)
-        exists = back <= self.age[self.rows(member, slot)][..., None]
-        wanted = torch.from_numpy(np.where(exists, wanted, len(self.obs) - 1))
-        frames = torch.index_select(self.obs, 0, wanted.flatten().to(self.obs.device, non_blocking=True))
-        return frames.view(*wanted.shape, -1)
+        rows = self.rows(member, slot)[..., None]
+        if self.stack > 1:
+            back = np.arange(self.stack - 1, -1, -1)
+            earlier = self.rows(member[..., None], slot[..., None] - back)
+            rows = np.where(back <= self.age[rows], earlier, len(self.obs) - 1)
+        frames = torch.index_select(self.obs, 0, torch.from_numpy(rows.ravel()).to(self.obs.device, non_blocking=True))
+        return frames.view(*rows.shape, -1)
 
     def read(self, member: int, first: int, last: int) -> dict[str, np.ndarray]:
         """The contents of slots first to last, by field, in a fixed order; [slots, ...]."""
@@ -92,11 +93,13 @@ class Ring:
         obs = torch.index_select(self.obs, 0, torch.from_numpy(rows).to(self.obs.device)).cpu().numpy()
         return {"obs": obs} | {name: getattr(self, name)[rows] for name in ("action", "reward", "kind", "age")}
 
-    def walk(self, member: int) -> Iterator[dict[str, np.ndarray]]:
-        """Everything a member holds, from the oldest slot on, in pieces."""
-        count = int(self.count[member])
-        for first in range(int(self.oldest[member]), count, PIECE):
-            yield self.read(member, first, min(first + PIECE, count) - 1)
+    def pieces(self, member: int, size: int) -> Iterator[tuple[int, int]]:
+        """First and last slots of what a member holds, cut at the multiples of `size`."""
+        first, count = int(self.oldest[member]), int(self.count[member])
+        while first < count:
+            last = min((first // size + 1) * size, count) - 1
+            yield first, last
+            first = last + 1
 
     def restore(self, member: int, first: int, fields: dict[str, np.ndarray]) -> None:
         """Put back what `read` returned, as far as the ring still holds it; `count` must be set before."""

@@ -2,8 +2,8 @@
 
 A chunk covers CHUNK slots of one member, counted from slot 0, and is written once when it is complete. Until then each
 save writes the part there is under a new name; so no file that an older checkpoint lists is ever changed, and `prune`
-removes what is not needed once the new checkpoint stands. A file is the zstd frame of the fields' bytes, one field after
-the other in the order of `Ring.read`.
+removes what is not needed once the new checkpoint stands. A file is the zstd frame of the fields' bytes, one field
+after the other in the order of `Ring.read`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,8 @@ def save_chunks(ring: Ring, folder: Path, known: list[dict]) -> list[dict]:
     present = {(file["member"], file["last"]): file for file in known if (folder / file["file"]).exists()}
     files = []
     for member in range(ring.members):
-        first, count = int(ring.oldest[member]), int(ring.count[member])
-        while first < count:
-            last = min((first // CHUNK + 1) * CHUNK, count) - 1
+        for first, last in ring.pieces(member, CHUNK):
             files.append(present.get((member, last)) or _write(ring, folder, member, first, last))
-            first = last + 1
     if any(file not in known for file in files):
         _sync(folder)
     return files

@@ -2,6 +2,7 @@
 
 python -m core.run digest RUN_DIR    one line "component sha256" each: are two runs the same run?
 python -m core.run verify RUN_DIR    one line per file that is not as it was written; exit code 1 if there is one
+python -m core.run evaluate RUN_DIR [episodes=10] [video=FILE.mp4]    play the trained policy
 """
 
 from __future__ import annotations
@@ -52,7 +53,27 @@ def verify(folder: Path) -> int:
     return 1 if problems else 0
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"digest": digest, "verify": verify}
+def evaluate(folder: Path, episodes: str = "10", video: str = "") -> int:
+    """Play the trained policy on its last task; one line per seed, and a film of one episode where one is asked for."""
+    from core.policy import load_policy  # torch and the simulators, only here
+
+    if not episodes.isdigit() or int(episodes) < 1:
+        raise ValueError(f"episodes: {episodes} given; expected a whole number, at least 1")
+    policy = load_policy(folder)
+    results = policy.evaluate(int(episodes))
+    for seed in policy.config.seeds:
+        scores = [result.score for result in results if result.seed == seed]
+        spread = f"least {min(scores):.1f}, greatest {max(scores):.1f}"
+        print(
+            f"{policy.task} at step {policy.step}, seed {seed}: mean return {sum(scores) / len(scores):.1f} ({spread})"
+        )
+    if video:
+        policy.film(Path(video))
+        print(f"film: {video}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[..., int]] = {"digest": digest, "verify": verify, "evaluate": evaluate}
 
 
 def main(argv: list[str]) -> int:

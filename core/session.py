@@ -34,7 +34,10 @@ class Session:
     """A run in memory."""
 
     def __init__(self, config: Config) -> None:
-        """Open the environments, build the learner. Raises ValueError for a configuration that does not fit together."""
+        """Open the environments, build the learner, enter the run folder and go back to its newest checkpoint.
+
+        Raises ValueError for a configuration that does not fit together, or does not fit what the folder holds.
+        """
         self.config = config
         streams = importlib.import_module("envs.stream")
         self.stream = streams.Stream(config.tasks, config.stream.steps)
@@ -63,27 +66,24 @@ class Session:
             tasks=config.tasks,
             ignore=WITHOUT_EFFECT,
         )
+        self.progress = Progress(self)
+        if not self.finished:
+            saved = self.folder.resume()
+            if saved is None:
+                self.envs.reset()
+            else:
+                self.load_state_dict(saved)
 
     # a run's life
 
     def __enter__(self) -> Session:
         self.stop.__enter__()
-        self.folder.__enter__()
-        self.progress = Progress(self)
-        if self.finished:
-            self.progress.say(f"{self.folder.path} is finished; the same command does nothing more")
-            return self
-        saved = self.folder.resume()
-        if saved is None:
-            self.envs.reset()
-        else:
-            self.load_state_dict(saved)
         self.progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.progress.close()
-        self.folder.__exit__(*error)
+        self.folder.close()
         self.stop.__exit__(*error)
 
     @property
@@ -172,7 +172,7 @@ class Session:
         self.progress.refresh()
 
     def evaluate(self) -> None:
-        """Play the current task with environments and streams of its own; the last time, as often as the protocol says."""
+        """Play the current task, with environments and streams of its own; the last time for `final_episodes`."""
         config, settings = self.config, self.agent.settings
         final = not self.clock.running and config.final_episodes
         episodes = final or config.eval_episodes
@@ -196,7 +196,6 @@ class Session:
 
     # persistence
 
-
     def save(self) -> None:
         self.folder.save(self.clock.env_steps, self.state_dict(), self.replay)
 
@@ -208,13 +207,13 @@ class Session:
             "clock": self.clock.state_dict(),
             "task_step": self.task.start,
             "envs": self.envs.state_dict(),
-            "pending": self.averages.state_dict() | {"returns": self.returns},
+            "pending": self.averages.state_dict() | {"scores": self.returns},
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.clock.load_state_dict(saved["clock"])
         self.engine.load_state_dict(saved["engine"] | {"states": saved["states"]})
-        self.returns = saved["pending"].pop("returns")
+        self.returns = saved["pending"].pop("scores")
         self.averages.load_state_dict(saved["pending"])
         if self.clock.tasks:
             self._switch_to(self.stream.at(saved["task_step"]))

@@ -16,7 +16,7 @@ def make(name: str, **options: Any) -> Env:
     """
     family, _, rest = name.partition("/")
     if not (family == "gym" and rest) and name not in names():
-        raise ValueError(f"env: {name} given; {_suggestion(name)}")
+        raise ValueError(f"env: {name} given; {nearest(name, names())}")
     if family == "atari":
         from envs import atari
 
@@ -34,9 +34,3 @@ def make(name: str, **options: Any) -> Env:
     from envs.toy import TOYS
 
     return TOYS[rest]()
-
-
-def _suggestion(name: str) -> str:
-    """The nearest name; where none is near, what names look like."""
-    near = nearest(name, names())
-    return near if near.startswith("did you mean") else "expected atari/GAME, dmc/TASK, toy/NAME or gym/ID"

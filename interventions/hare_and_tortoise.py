@@ -20,9 +20,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
+from core.events import Context
 from core.intervention import Intervention, OptimizerRule
 from core.options import option
-from core.part import Context, Part, Step, replant
+from core.part import Part, Step, replant
 from core.state import State
 
 
@@ -50,5 +53,7 @@ class HareAndTortoise(Intervention):
     def event(self, part: Part, s: State, ctx: Context) -> State:
         if self.role not in s.copies:
             return s  # a part without a target network has no tortoise to restart from
-        slow = s.copies[self.role]
-        return replant(part, s, {k: slow[k].clone() for k in part.names(self.where)}, optimizer=self.optimizer)
+        slow = {k: s.copies[self.role][k] for k in part.names(self.where)}
+        if all(torch.equal(value, s.params[k]) for k, value in slow.items()):
+            return s  # the hare is where the tortoise is
+        return replant(part, s, slow, optimizer=self.optimizer)

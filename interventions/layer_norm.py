@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from core.blueprint import NetSpec
 from core.intervention import Intervention
 from core.options import option
-from core.part import NetSpec
 
 
 @dataclass(kw_only=True)

@@ -22,9 +22,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from core.events import Context, redraw
 from core.intervention import CopyRule, Intervention, OptimizerRule
 from core.options import option
-from core.part import Context, Part, redraw
+from core.part import Part
 from core.state import State
 
 

@@ -25,17 +25,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from core.events import Context, redraw
 from core.intervention import CopyRule, Intervention, OptimizerRule
 from core.options import option
-from core.part import Context, Part, redraw
+from core.part import Part
 from core.state import State
 
-# keep, noise, toward, target, optimizer
-PRESETS: dict[str, tuple[float, float, str, CopyRule, OptimizerRule]] = {
-    "ash_adams": (0.4, 0.1, "fresh", "same_draw", "all"),
-    "bbf": (0.5, 0.5, "fresh", "own_draw", "all"),
-    "sr_spr": (0.8, 0.2, "fresh", "own_draw", "all"),
-    "hare_tortoise": (0.2, 0.8, "birth", "same_draw", "all"),
+# keep, noise, toward, target, slow, optimizer
+PRESETS: dict[str, tuple[float, float, str, CopyRule, CopyRule, OptimizerRule]] = {
+    "ash_adams": (0.4, 0.1, "fresh", "same_draw", "same_draw", "all"),
+    "bbf": (0.5, 0.5, "fresh", "own_draw", "own_draw", "all"),
+    "sr_spr": (0.8, 0.2, "fresh", "own_draw", "own_draw", "all"),
+    "hare_tortoise": (0.2, 0.8, "birth", "same_draw", "keep", "all"),
 }
 
 
@@ -53,7 +54,7 @@ class ShrinkAndPerturb(Intervention):
 
     def __post_init__(self) -> None:
         if self.preset != "custom":
-            self.keep, self.noise, self.toward, self.target, self.optimizer = PRESETS[self.preset]
+            (self.keep, self.noise, self.toward, self.target, self.slow, self.optimizer) = PRESETS[self.preset]
 
     def event(self, part: Part, s: State, ctx: Context) -> State:
         return redraw(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.part import Layer, NetSpec
+from core.blueprint import Layer, NetSpec
 from core.state import Tensors
 from nets.layers import hidden_chain, initialise, normalisation
 

@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from core.part import Layer, NetSpec, Section
+from core.blueprint import Layer, NetSpec, Section
 
 NORM_EPS = 1e-6  # as flax and the published Atari code have it; torch's default is 1e-5
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from core.part import Layer, NetSpec
+from core.blueprint import Layer, NetSpec
+from core.options import option
 from core.state import Tensors
 from nets.conv import NatureEncoder
 from nets.layers import initialise
@@ -23,10 +24,10 @@ class Vectors(NetSpec):
 class Nature(NetSpec):
     """The Nature DQN's convolutions, then hidden layers. Defaults as Dopamine's Atari-100k agents."""
 
-    width: int = 512
-    depth: int = 1
-    init: Literal["orthogonal", "xavier", "torch"] = "xavier"
-    padding: Literal["same", "valid"] = "same"
+    width: int = option(512, low=1, help="units of a hidden layer")
+    depth: int = option(1, low=0, help="hidden layers after the convolutions")
+    init: Literal["orthogonal", "xavier", "torch"] = option("xavier", help="orthogonal(sqrt 2), Glorot, torch's own")
+    padding: Literal["same", "valid"] = option("same", help="of the convolutions: 7,744 features or 3,136")
 
 
 class QNetwork(nn.Module):

@@ -21,12 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.options import option
+
 
 @dataclass(frozen=True)
 class Scalar:
     """Regression: the output is the value."""
 
-    error: Literal["mse", "huber"] = "huber"  # mse: squared error, without the half (jaxrl's SAC); huber: kappa = 1
+    # mse: squared error, without the half (jaxrl's SAC); huber: kappa = 1
+    error: Literal["mse", "huber"] = option("huber", help="squared error, or Huber's with kappa = 1")
 
     bins = 1
 
@@ -48,15 +51,13 @@ class Scalar:
 class Support:
     """A histogram over [low, high]: shared by the categorical value losses."""
 
-    low: float = -10.0
-    high: float = 10.0
-    bins: int = 51
+    low: float = option(-10.0, help="least value; what lies below is clipped")
+    high: float = option(10.0, help="greatest value; what lies above is clipped")
+    bins: int = option(51, low=2, help="bins of the histogram")
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise ValueError(f"low={self.low} must be below high={self.high}")
-        if self.bins < 2:
-            raise ValueError(f"bins={self.bins} must be at least 2")
 
     @property
     def step(self) -> float:
@@ -105,7 +106,7 @@ class HLGauss(Encoded):
     `low` and `high` are the outer edges; leave three sigma of room beyond the values that occur, or the mean is biased.
     """
 
-    smooth: float = 0.75  # sigma in bin widths
+    smooth: float = option(0.75, above=0, help="sigma in bin widths")
 
     @property
     def step(self) -> float:

@@ -8,10 +8,10 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from agents import DQN, SAC
+from core.blueprint import NetSpec
 from core.clock import Clock
 from core.engine import Engine
 from core.intervention import Intervention
-from core.part import NetSpec
 from core.spec import EnvSpec
 from core.state import Batch
 from nets import Nature, Scalar, Vectors

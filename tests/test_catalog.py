@@ -78,7 +78,6 @@ def test_an_environment_knows_the_name_it_was_made_by(name):
         ("atari/mspacman", {}, "env: atari/mspacman given; did you mean atari/ms_pacman?"),
         ("dmc/walker_walk", {}, "env: dmc/walker_walk given; did you mean dmc/walker-walk?"),
         ("walker-walk", {}, "env: walker-walk given; did you mean dmc/walker-walk?"),
-        ("gym/", {}, "env: gym/ given; expected atari/GAME, dmc/TASK, toy/NAME or gym/ID"),
         (
             "dmc/walker-walk",
             {"action_repeats": 2},

@@ -9,8 +9,8 @@ from learners import VECTOR, batch_for, dqn, engine, equal, largest_difference, 
 from torch.utils._pytree import tree_leaves
 
 from core.clock import Clock
+from core.events import Context
 from core.intervention import When
-from core.part import Context
 from core.state import clone, member
 from interventions.hare_and_tortoise import HareAndTortoise
 from interventions.reset import Reset

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.part import NetSpec
+from core.blueprint import NetSpec
 from nets import Nature, Vectors
 from nets.mlp import MLP, Critics, GaussianActor, Temperature
 from nets.q_network import QNetwork

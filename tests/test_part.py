@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from learners import dqn, equal, sac
 from torch import nn
 
+from core.blueprint import NetSpec
 from core.clock import Clock
+from core.events import Context, redraw
 from core.intervention import Intervention
 from core.optim import Adam
-from core.part import Context, NetSpec, Outcome, Part, check_parts, descend, follow, redraw, replant
+from core.part import Outcome, Part, check_parts, descend, follow, replant
 from core.state import clone
 from nets.mlp import MLP
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from learners import BATCH, FRAMES, VECTOR, batch_for, dqn, engine, equal, run, sac
+from learners import BATCH, VECTOR, batch_for, dqn, engine, equal, run, sac
 from torch.utils._pytree import tree_leaves
 
 from core.clock import Clock
@@ -287,11 +287,11 @@ def test_the_birth_weights_of_what_was_redrawn_are_renewed_or_not(renew):
 
 
 def test_the_first_loss_after_a_reset_is_finite_and_larger():
-    learner = dqn([Reset(where=("head",), when=EVERY)], learning_rate=5e-3)
-    e, batch = engine(learner), batch_for(FRAMES, (0,))
+    learner = dqn([Reset(where=("head",), when=EVERY)], VECTOR, learning_rate=1e-2)
+    e, batch = engine(learner), batch_for(VECTOR, (0,))
     batch["discount"] = torch.zeros(1, BATCH)  # rewards are to be learned by heart
     clock = Clock(steps=10**9)
-    losses = [float(e.update(batch, clock)["q/loss"]) for _ in range(40)]
+    losses = [float(e.update(batch, clock)["q/loss"]) for _ in range(60)]
     fire(e)
     after = float(e.update(batch, clock)["q/loss"])
     assert losses[-1] < 0.2 * losses[0]

@@ -10,8 +10,8 @@ from learners import VECTOR, batch_for, dqn, engine, equal, run, sac
 from torch.utils._pytree import tree_leaves
 
 from core.clock import Clock
+from core.events import Context
 from core.intervention import When
-from core.part import Context
 from core.state import State, clone, member
 from interventions.hare_and_tortoise import HareAndTortoise
 from interventions.layer_norm import LayerNorm

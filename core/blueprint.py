@@ -1,0 +1,55 @@
+"""What a network is before it has numbers: the blueprint it is built from, and the map of layers it gives of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from core.options import option
+from core.state import Tensors
+
+Section = Literal["encoder", "trunk", "head"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A network's own map of itself, written by the network, never guessed."""
+
+    name: str  # prefix of its parameters: "encoder.convs.0"
+    kind: Literal["linear", "conv", "norm"]
+    section: Section
+    feats: str = ""  # key of the post-activation features of its units; "" if it has none
+    readers: tuple[str, ...] = ()  # layers whose input columns read these units
+    output: bool = False  # its units are the network's outputs
+
+    def under(self, prefix: str) -> Layer:
+        """The same layer seen from a network that holds this one as `prefix`."""
+        return replace(
+            self,
+            name=f"{prefix}.{self.name}",
+            feats=f"{prefix}.{self.feats}" if self.feats else "",
+            readers=tuple(f"{prefix}.{reader}" for reader in self.readers),
+        )
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """The blueprint of a network; interventions may edit it before birth."""
+
+    width: int = option(256, low=1, help="units of a hidden layer")
+    depth: int = option(2, low=0, help="hidden layers")
+    init: Literal["orthogonal", "xavier", "torch"] = option(
+        "orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own"
+    )
+    norm: Literal["none", "layer"] = option("none", help="between a layer and its activation")
+    norm_axes: Literal["image", "channel"] = option("image", help="of a convolution: (C, H, W), or C at each pixel")
+
+
+class Network(Protocol):
+    """What a Part asks of its module: a forward that returns (output, features), and a map of its layers."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensors]: ...
+
+    def chains(self) -> list[list[Layer]]: ...  # forward order, one chain per path (an ensemble has several)

@@ -1,0 +1,205 @@
+"""Whole runs on tiny environments: what is promised about resuming, observing, seeds and divergence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from core import checkpoint
+from core.config import load
+from core.policy import load_policy
+from core.run import main as run_command
+from core.session import Session
+
+DQN = ["agent=dqn", "env=toy/lives", "net=nature", "net.width=16", "net.padding=valid", "agent.batch_size=8"]
+DQN += [
+    "steps=90",
+    "warmup=20",
+    "interventions=[layer_norm,reset,hare_and_tortoise]",
+    "interventions.reset.when.every=15",
+]
+DQN += ["interventions.hare_and_tortoise.when.every=10", "agent.n_step=3", "replay=prioritised"]
+SAC = ["agent=sac", "env=toy/reach", "net.width=16", "agent.batch_size=8", "steps=90", "warmup=20"]
+SAC += ["interventions=[l2,shrink_and_perturb]", "interventions.shrink_and_perturb.when.every=15"]
+COMMON = ["compile=false", "eval_every=30", "eval_episodes=2", "log_every=20", "save_every=25", "replay.capacity=60"]
+COMMON += ["observe_every=5", "rank_every=20", "seeds=[0,1]"]
+RUNS = {"dqn": DQN + COMMON, "sac": SAC + COMMON}
+either = pytest.mark.parametrize("arguments", RUNS.values(), ids=RUNS)
+
+
+def play(folder: Path, arguments: list[str], *more: str) -> int:
+    return train.train(load([*arguments, *more, f"run_dir={folder}"]))
+
+
+def digests(folder: Path, capsys) -> dict[str, str]:
+    capsys.readouterr()
+    assert run_command(["digest", str(folder)]) == 0
+    return dict(line.split() for line in capsys.readouterr().out.splitlines())
+
+
+def stopped_at(folder: Path, arguments: list[str], step: int) -> None:
+    """Run until `step` env steps, then be told to stop."""
+    run = Session(load([*arguments, f"run_dir={folder}"]))
+    turn = run.progress.step
+
+    def watch() -> None:
+        turn()
+        if run.clock.env_steps >= step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run.progress.step = watch
+    with run:
+        train.loop(run.config, run)
+    assert run.exit_code == 128 + signal.SIGTERM
+
+
+@either
+def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, capsys, arguments):
+    play(tmp_path / "whole", arguments)
+    wanted = digests(tmp_path / "whole", capsys)
+    for step in (7, 33, 64):
+        stopped_at(tmp_path / "broken", arguments, step)
+    assert play(tmp_path / "broken", arguments) == 0
+    assert digests(tmp_path / "broken", capsys) == wanted
+    for name in ("eval.csv", "metrics.jsonl", "ledger.jsonl"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@either
+def test_a_power_cut_between_checkpoints_repeats_what_was_lost(tmp_path, capsys, arguments):
+    play(tmp_path / "whole", arguments)
+    run = Session(load([*arguments, f"run_dir={tmp_path / 'cut'}"]))
+    turn = run.progress.step
+
+    def cut() -> None:
+        turn()
+        if run.clock.env_steps == 62:  # the newest checkpoint is that of step 50
+            raise InterruptedError
+
+    run.progress.step = cut
+    with pytest.raises(InterruptedError), run:
+        train.loop(run.config, run)
+    play(tmp_path / "cut", arguments)
+    assert digests(tmp_path / "cut", capsys) == digests(tmp_path / "whole", capsys)
+
+
+def test_a_finished_run_does_nothing_more(tmp_path, capsys):
+    play(tmp_path, RUNS["sac"])
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert play(tmp_path, RUNS["sac"]) == 0
+    assert "finished" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"} == files
+
+
+@either
+def test_observing_and_evaluating_do_not_disturb_training(tmp_path, capsys, arguments):
+    play(tmp_path / "watched", arguments, "observe_every=1")
+    play(tmp_path / "alone", arguments, "observe_every=0", "rank_every=0", "eval_every=0", "log_every=90")
+    watched, alone = digests(tmp_path / "watched", capsys), digests(tmp_path / "alone", capsys)
+    for component in ("parameters", "birth", "copies", "moments", "buffers", "memories", "replay"):
+        assert watched[component] == alone[component], component
+
+
+@either
+def test_seeds_side_by_side_equal_seeds_alone(tmp_path, arguments):
+    play(tmp_path / "both", arguments)
+    play(tmp_path / "second", arguments, "seeds=[1]")
+    both, second = (checkpoint.load(checkpoint.newest(tmp_path / name)) for name in ("both", "second"))
+    for part, fields in both["states"].items():
+        for name, value in fields["params"].items():
+            assert torch.allclose(value[1], second["states"][part]["params"][name][0], atol=1e-6)
+    assert [both["envs"]["envs"][1]["digest"]] == [env["digest"] for env in second["envs"]["envs"]]
+
+
+def test_records_have_the_promised_columns_and_rows(tmp_path):
+    play(tmp_path, RUNS["dqn"])
+    rows = list(csv.DictReader((tmp_path / "eval.csv").open()))
+    assert list(rows[0]) == ["step", "task", "seed", "episode", "return", "length", "updates", "network"]
+    assert [(r["step"], r["seed"], r["episode"]) for r in rows] == [
+        (str(step), str(seed), str(episode)) for step in (30, 60, 90) for seed in (0, 1) for episode in (0, 1)
+    ]
+    events = [json.loads(line) for line in (tmp_path / "ledger.jsonl").open()]
+    assert [e["updates"] for e in events if e["intervention"] == "reset" and e["seed"] == 0] == [15, 30, 45]
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert any("q/dormant@0.025" in row for row in metrics) and any("q/srank" in row for row in metrics)
+    assert any("q/loss" in row for row in metrics)
+    text = "".join((tmp_path / name).read_text() for name in ("eval.csv", "metrics.jsonl", "ledger.jsonl"))
+    assert str(tmp_path) not in text
+
+
+def test_a_diverging_seed_is_frozen_and_its_neighbour_does_not_notice(tmp_path, capsys):
+    run = Session(load([*RUNS["sac"], f"run_dir={tmp_path / 'broken'}"]))
+    sample = run.sample
+
+    def poisoned(stream: str, count: int, size: int = 0):
+        batch = sample(stream, count, size)
+        if stream == "replay" and count == 12:
+            batch["reward"][0, 0] = float("nan")
+        return batch
+
+    run.sample = poisoned
+    with run:
+        train.loop(run.config, run)
+    assert "seed 0 diverged" in capsys.readouterr().err
+    assert '"diverged": 0' in (tmp_path / "broken" / "ledger.jsonl").read_text()
+    play(tmp_path / "sound", RUNS["sac"])
+    broken, sound = (checkpoint.load(checkpoint.newest(tmp_path / name)) for name in ("broken", "sound"))
+    assert broken["engine"]["alive"].tolist() == [False, True]
+    for part, fields in broken["states"].items():
+        for name, value in fields["params"].items():
+            assert value.isfinite().all()
+            assert torch.equal(value[1], sound["states"][part]["params"][name][1])
+
+
+def test_a_stream_of_two_tasks_runs_and_resumes(tmp_path, capsys):
+    arguments = ["stream.tasks=[toy/reach,toy/reach]", "stream.steps=45", *RUNS["sac"]]
+    play(tmp_path / "whole", arguments)
+    for step in (20, 70):
+        stopped_at(tmp_path / "broken", arguments, step)
+    play(tmp_path / "broken", arguments)
+    assert digests(tmp_path / "broken", capsys) == digests(tmp_path / "whole", capsys)
+
+
+def test_a_trained_policy_can_be_loaded_and_played(tmp_path, capsys):
+    play(tmp_path, RUNS["sac"])
+    policy = load_policy(tmp_path)
+    action = policy.act(torch.zeros(policy.spec.seen_shape).numpy(), seed=1)
+    assert action.shape == policy.spec.action_shape and abs(action).max() <= 1
+    capsys.readouterr()
+    assert run_command(["evaluate", str(tmp_path), "episodes=3"]) == 0
+    assert capsys.readouterr().out.count("mean return") == 2
+    assert run_command(["verify", str(tmp_path)]) == 0
+
+
+@pytest.mark.slow
+@either
+def test_twenty_kills_leave_no_trace(tmp_path, arguments):
+    command = [sys.executable, "-m", "benchmarks.kills", str(tmp_path), "kills=20", *arguments]
+    result = subprocess.run([*command, "steps=3000", "save_every=100"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert "20 kills, all digests equal" in result.stdout
+
+
+def test_a_killed_process_is_gone_on_with(tmp_path, capsys):
+    """SIGKILL: no handler runs, nothing is flushed."""
+    arguments = [*RUNS["sac"], "steps=2000", "eval_every=1000"]
+    command = [sys.executable, "train.py", *arguments, f"run_dir={tmp_path / 'killed'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("checkpoints/0*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert play(tmp_path / "killed", arguments) == 0
+    play(tmp_path / "whole", arguments)
+    assert digests(tmp_path / "killed", capsys) == digests(tmp_path / "whole", capsys)
