@@ -45,13 +45,17 @@ class Clock:
         """Length of the run in `unit`, as far as it is known; for tasks: no end."""
         agent_steps = math.ceil(self.steps / self.action_repeat)
         totals = {"env_steps": self.steps, "agent_steps": agent_steps, "tasks": 2**62}
-        totals["updates"] = int((agent_steps - self.warmup) * self.replay_ratio)
+        totals["updates"] = self._owed(agent_steps - self.warmup)
         return totals[unit]
 
     def updates_due(self) -> int:
         """Updates owed at this agent step: replay_ratio per step after warm-up, fractions carried, never caught up."""
-        trained = max(0, self.task_steps - self.warmup)
-        return max(0, math.floor(trained * self.replay_ratio + 1e-9) - (self.updates - self.task_updates))
+        owed = self._owed(self.task_steps - self.warmup)
+        return max(0, owed - (self.updates - self.task_updates))
+
+    def _owed(self, trained: int) -> int:
+        """Updates after so many agent steps past warm-up; a hair above, for ratios that binary fractions miss."""
+        return math.floor(max(0, trained) * self.replay_ratio + 1e-9)
 
     def step(self) -> None:
         """One agent step was taken."""

@@ -74,6 +74,7 @@ def load(argv: Sequence[str]) -> Config:
 
 def register(argv: Iterable[str] = ()) -> None:
     """Put everything that can be chosen into Hydra's store; `argv` may name Gymnasium environments."""
+    OmegaConf.register_new_resolver("at_most_a_tenth", lambda whole, wanted: min(wanted, whole // 10), replace=True)
     _register_rooms()
     for arg in argv:
         if arg.startswith("env="):

@@ -53,7 +53,9 @@ REPLAYS = {"uniform": Uniform, "prioritised": Prioritised}
 class Stream:
     """Which task when. No tasks: `env` throughout."""
 
-    tasks: tuple[str, ...] = option((), help="environments of one family, entered in turn and again from the first")
+    tasks: tuple[str, ...] = option(
+        (), help="environments of one family, entered in turn; the last one lasts to the end"
+    )
     steps: int = option(0, low=0, help="env steps per task")
     replay: Literal["clear", "keep"] = option("clear", help="what happens to the replay when a task begins")
 

@@ -50,30 +50,41 @@ class Adam:
         return new, {"m": m, "v": v, "t": t}
 
     def step_(self, params: Tensors, grads: Tensors, slots: Slots, skip: Tensor) -> None:
-        """The same step in place, by torch's fused kernel; nothing moves where `skip` () is 1."""
-        for decayed in (True, False):
-            names = [k for k, p in params.items() if (p.ndim > 1) == decayed]
-            if not names:
-                continue
-            t = [slots["t"][k] for k in names]
-            torch._foreach_add_(t, 1)
-            torch._fused_adamw_(
-                [params[k] for k in names],
-                [grads[k] for k in names],
-                [slots["m"][k] for k in names],
-                [slots["v"][k] for k in names],
-                [],
-                t,
-                lr=self.lr,
-                beta1=self.b1,
-                beta2=self.b2,
-                weight_decay=self.decay if decayed else 0.0,
-                eps=self.eps,
-                amsgrad=False,
-                maximize=False,
-                found_inf=skip,
-            )
-            torch._foreach_sub_(t, [skip] * len(t))
+        """The same step in place, by torch's fused kernel where it can; nothing moves where `skip` () is 1."""
+        single = [k for k in params if slots["t"][k].ndim == 0]
+        for decay in {self._decay(params[k]) for k in single}:
+            self._fused([k for k in single if self._decay(params[k]) == decay], params, grads, slots, skip, decay)
+        rest = [k for k in params if slots["t"][k].ndim > 0]  # the kernel knows one step count per tensor
+        if rest:
+            old = {"params": params, **slots}
+            mine = {name: {k: tensors[k] for k in rest} for name, tensors in old.items()}
+            stepped, new_slots = self.step(mine.pop("params"), grads, mine)
+            for name, tensors in {"params": stepped, **new_slots}.items():
+                for k, value in tensors.items():
+                    old[name][k].copy_(torch.where(skip > 0, old[name][k], value))
+
+    def _fused(
+        self, names: list[str], params: Tensors, grads: Tensors, slots: Slots, skip: Tensor, decay: float
+    ) -> None:
+        t = [slots["t"][k] for k in names]
+        torch._foreach_add_(t, 1)
+        torch._fused_adamw_(
+            [params[k] for k in names],
+            [grads[k] for k in names],
+            [slots["m"][k] for k in names],
+            [slots["v"][k] for k in names],
+            [],
+            t,
+            lr=self.lr,
+            beta1=self.b1,
+            beta2=self.b2,
+            weight_decay=decay,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+            found_inf=skip,
+        )
+        torch._foreach_sub_(t, [skip] * len(t))
 
     def _decay(self, p: Tensor) -> float:
         return self.decay if p.ndim > 1 else 0.0

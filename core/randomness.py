@@ -48,7 +48,7 @@ def env_seed(seed: int, name: str, episode: int) -> int:
 def fork_torch(seed: int, name: str, *counters: int) -> Iterator[None]:
     """Inside the block torch's CPU generator draws from the stream; afterwards it is as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, name, *counters) & 0x7FFFFFFFFFFFFFFF)
+        torch.default_generator.manual_seed(key(seed, name, *counters) & 0x7FFFFFFFFFFFFFFF)  # no other device's
         yield
 
 
@@ -81,17 +81,22 @@ def _words(keys: Tensor, counter: Tensor, count: int) -> tuple[Tensor, Tensor, T
     return philox(keys[:, None, :], (block + zero, low + zero, high + zero, zero))
 
 
+def _between_0_and_1(words: Tensor) -> Tensor:
+    """The upper 23 bits of 32-bit words, in the middle of their interval: exact in float32, and never 0 or 1."""
+    return ((words >> 9).to(torch.float32) + 0.5) * 2.0**-23
+
+
 def uniform(keys: Tensor, counter: Tensor, shape: Sequence[int]) -> Tensor:
     """Uniform in (0, 1), n members at once. keys [n, 2], counter [] or [n] int64 -> [n, *shape] float32."""
     size = math.prod(shape)
     words = torch.stack(_words(keys, counter, -(-size // 4)), dim=-1).flatten(1)[:, :size]
-    return (((words >> 8).to(torch.float32) + 0.5) * 2.0**-24).reshape(-1, *shape)
+    return _between_0_and_1(words).reshape(-1, *shape)
 
 
 def normal(keys: Tensor, counter: Tensor, shape: Sequence[int]) -> Tensor:
     """Standard normal (Box-Muller), n members at once. keys [n, 2], counter [] or [n] int64 -> [n, *shape] float32."""
     size = math.prod(shape)
-    a, b, c, d = (((w >> 8).to(torch.float32) + 0.5) * 2.0**-24 for w in _words(keys, counter, -(-size // 4)))
+    a, b, c, d = (_between_0_and_1(words) for words in _words(keys, counter, -(-size // 4)))
     r1, r2 = (-2 * a.log()).sqrt(), (-2 * c.log()).sqrt()
     t1, t2 = 2 * math.pi * b, 2 * math.pi * d
     draws = torch.stack((r1 * t1.cos(), r1 * t1.sin(), r2 * t2.cos(), r2 * t2.sin()), dim=-1)
@@ -116,6 +121,9 @@ def draw_on_host(noise: dict[str, Noise], seeds: Sequence[int], stream: str, cou
     drawn = {}
     for name, (kind, shape) in noise.items():
         generators = [host_generator(seed, f"{stream}/{name}", counter) for seed in seeds]
-        rows = [g.standard_normal(shape) if kind == "normal" else g.random(shape) for g in generators]
-        drawn[name] = torch.from_numpy(np.stack(rows).astype(np.float32))
+        rows = [
+            g.standard_normal(shape, np.float32) if kind == "normal" else g.random(shape, np.float32)
+            for g in generators
+        ]
+        drawn[name] = torch.from_numpy(np.stack(rows))
     return drawn

@@ -51,6 +51,8 @@ class Session:
         settings = self.agent.settings
         self.compile = config.compile and assemble.compiler_found()
         self.engine = Engine(self.agent, config.seeds, settings.batch_size, config.device, self.compile)
+        if config.warmup <= settings.n_step:
+            raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")
         for option in ("act_with", "evaluate_with"):
             assemble.check_role(self.agent, getattr(settings, option), option)
         self.replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config.replay))
@@ -127,11 +129,12 @@ class Session:
     def enter_task(self) -> None:
         """The world changes: other environments, an empty replay unless configured otherwise; the learner stays."""
         self.clock.enter_task()
-        self._switch_to(self.stream.at(self.clock.env_steps))
-        self.envs.reset()
+        self.intervene("tasks")  # with the old task's data: the new one has none yet
+        self.replay.truncate(self.frame)
         if self.config.stream.replay == "clear":
             self.replay.clear()
-        self.intervene("tasks")
+        self._switch_to(self.stream.at(self.clock.env_steps))
+        self.envs.reset()
 
     def intervene(self, *units: Unit) -> None:
         """Apply the events that are due in these units, and write each to the ledger."""

@@ -454,10 +454,11 @@ def test_the_critics_losses_are_summed():
         (lambda: DQN(DQN.Settings(), CONTROL, Vectors(), Scalar()), "agent=sac"),
         (lambda: SAC(SAC.Settings(), VECTOR, Vectors(), Scalar("mse")), "agent=dqn"),
         (lambda: SAC(SAC.Settings(), FRAMES, Vectors(), Scalar("mse")), "agent=dqn"),
+        (lambda: SAC(SAC.Settings(), CONTROL, Nature(), Scalar("mse")), "net=mlp"),
         (lambda: DQN(DQN.Settings(), VECTOR, Nature(), Scalar()), "net=mlp"),
         (lambda: DQN(DQN.Settings(), FRAMES, Vectors(), Scalar()), "net=nature"),
     ],
-    ids=["dqn control", "sac discrete", "sac frames", "nature vectors", "mlp frames"],
+    ids=["dqn control", "sac discrete", "sac frames", "sac nature", "nature vectors", "mlp frames"],
 )
 def test_what_an_agent_cannot_do_is_refused_in_one_line_with_the_fix(make, advice):
     with pytest.raises(ValueError) as error:

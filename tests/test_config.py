@@ -17,8 +17,8 @@ from core.config import BadConfig, Config, from_plain, identity, load, main, res
 
 ROOT = Path(__file__).parents[1]
 ATARI = ["agent=dqn", "env=atari/breakout"]
-ISSUE = [*ATARI, "interventions=[layer_norm,reset]", "interventions.reset.when.every=10_000", "seeds=[0,1,2]"]
-ISSUE += ["replay_ratio=2", "steps=100_000"]
+COMMAND = [*ATARI, "interventions=[layer_norm,reset]", "interventions.reset.when.every=10_000", "seeds=[0,1,2]"]
+COMMAND += ["replay_ratio=2", "steps=100_000"]
 
 
 def refusal(*argv: str, multirun: bool = False) -> str:
@@ -32,7 +32,7 @@ def refusal(*argv: str, multirun: bool = False) -> str:
 
 
 def test_a_command_line_becomes_settings_objects():
-    config = load(ISSUE)
+    config = load(COMMAND)
     assert (config.env, config.seeds, config.steps, config.replay_ratio) == ("atari/breakout", (0, 1, 2), 100_000, 2.0)
     assert type(config.agent) is rooms.classes("agent")["dqn"].Settings
     assert type(config.net) is rooms.classes("net")["nature"]
@@ -158,7 +158,7 @@ def test_every_choice_composes():
 
 
 def test_a_configuration_survives_as_plain_data():
-    argv = [*ISSUE, "+interventions@interventions.a_reset=reset", "value=two_hot"]
+    argv = [*COMMAND, "+interventions@interventions.a_reset=reset", "value=two_hot"]
     config = load(argv)
     tree = yaml.safe_load(yaml.safe_dump(resolved(config)))  # safe_dump sorts keys: order may not depend on them
     assert from_plain(tree) == config
@@ -166,10 +166,10 @@ def test_a_configuration_survives_as_plain_data():
 
 
 def test_the_run_folder_follows_from_the_configuration():
-    config = load(ISSUE)
-    assert load(list(reversed(ISSUE))).run_dir == config.run_dir
+    config = load(COMMAND)
+    assert load(list(reversed(COMMAND))).run_dir == config.run_dir
     assert config.run_dir.startswith("runs/atari/breakout/dqn-layer_norm-reset-")
-    assert load([*ISSUE, "run_dir=elsewhere"]).run_dir == "elsewhere"
+    assert load([*COMMAND, "run_dir=elsewhere"]).run_dir == "elsewhere"
 
 
 @pytest.mark.parametrize("same", ["save_every=1", "log_every=7", "resume=force", "agent.n_step=10", "device=cpu"])
@@ -346,6 +346,6 @@ def test_a_wrong_word_is_answered_by_a_real_process(tmp_path):
 
 
 def test_cfg_job_shows_the_whole_configuration_the_same_in_every_process(tmp_path):
-    done = process(tmp_path, *ISSUE, "--cfg", "job")
+    done = process(tmp_path, *COMMAND, "--cfg", "job")
     assert done.returncode == 0, done.stderr
-    assert from_plain(yaml.safe_load(done.stdout.rpartition("True")[0])) == load(ISSUE)
+    assert from_plain(yaml.safe_load(done.stdout.rpartition("True")[0])) == load(COMMAND)

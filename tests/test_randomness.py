@@ -136,8 +136,8 @@ def test_uniform_numbers_drawn_on_the_host_never_reach_1(monkeypatch):
     """floor(u n) is then one of 0 .. n-1."""
 
     class Highest:
-        def random(self, shape):
-            return np.full(shape, np.nextafter(1, 0))
+        def random(self, shape, dtype=np.float64):
+            return np.full(shape, np.nextafter(dtype(1), dtype(0)), dtype)
 
     monkeypatch.setattr(randomness, "host_generator", lambda *args: Highest())
     assert (draw_on_host({"u": Noise("uniform", (4,))}, SEEDS, "act", 0)["u"] < 1).all()

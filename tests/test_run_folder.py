@@ -281,7 +281,7 @@ def test_verify_prints_a_line_for_every_damaged_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ([], "expected python -m core.run digest | verify RUN_DIR"),
+        ([], "expected python -m core.run digest | verify | evaluate RUN_DIR"),
         (["digest", "nowhere"], "nowhere: no run folder (config.yaml is missing)"),
         (["dijest", "nowhere"], "dijest: no such command; did you mean digest?"),
         (["verify", "RUN", "episodes=3"], "episodes: no such option of verify; expected none"),

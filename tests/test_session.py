@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import core.session
 import train
 from core import checkpoint
 from core.config import load
@@ -34,6 +35,15 @@ SAC += ["interventions=[l2,shrink_and_perturb]", "interventions.shrink_and_pertu
 COMMON = ["compile=false", "eval_every=30", "eval_episodes=2", "log_every=20", "save_every=25", "replay.capacity=60"]
 COMMON += ["observe_every=5", "rank_every=20", "seeds=[0,1]"]
 RUNS = {"dqn": DQN + COMMON, "sac": SAC + COMMON}
+
+
+@pytest.fixture(autouse=True)
+def small_probes(monkeypatch):
+    """Diagnostics on few samples: these tests ask whether they disturb, not what they find."""
+    monkeypatch.setattr(core.session, "OBSERVE_BATCH", 8)
+    monkeypatch.setattr(core.session, "RANK_BATCH", 8)
+
+
 either = pytest.mark.parametrize("arguments", RUNS.values(), ids=RUNS)
 
 
@@ -192,7 +202,7 @@ def test_twenty_kills_leave_no_trace(tmp_path, arguments):
 
 def test_a_killed_process_is_gone_on_with(tmp_path, capsys):
     """SIGKILL: no handler runs, nothing is flushed."""
-    arguments = [*RUNS["sac"], "steps=2000", "eval_every=1000"]
+    arguments = [*RUNS["sac"], "steps=400", "observe_every=0", "rank_every=0"]
     command = [sys.executable, "train.py", *arguments, f"run_dir={tmp_path / 'killed'}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

@@ -17,9 +17,11 @@ DELTA = 0.01
 
 
 def srank(sigma: Tensor, delta: float = DELTA) -> Tensor:
-    """Least k with sum_{i<=k} sigma_i >= (1 - delta) sum sigma_i (Kumar et al. 2021). sigma [d], descending -> ()."""
-    share = sigma.cumsum(0) / sigma.sum().clamp_min(1e-300)
-    return (share < 1 - delta).sum() + 1
+    """Least k with sum_{i<=k} sigma_i >= (1 - delta) sum sigma_i (Kumar et al. 2021). sigma [d], descending -> ().
+
+    Features that are zero throughout have rank 0.
+    """
+    return (sigma.cumsum(0) < (1 - delta) * sigma.sum()).sum() + (sigma.sum() > 0)
 
 
 def effective_rank(sigma: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ def dormant(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     Source: Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", definition 3.1.
     """
     found = {layer.name: scores(step.outcome.feats[layer.feats]) for layer in part.layers if layer.feats}
+    if not found:
+        return {}
     shares = {}
     for tau in THRESHOLDS:
         shares[f"dormant@{tau:g}"] = (torch.cat(list(found.values())) <= tau).float().mean()
@@ -54,5 +56,7 @@ def dead(part: Part, s: State, step: Step) -> dict[str, Tensor]:
         if layer.feats:
             h = step.outcome.feats[layer.feats]
             found[layer.name] = h.transpose(0, 1).flatten(1).amax(1) <= 0
+    if not found:
+        return {}
     pooled = torch.cat(list(found.values())).float().mean()
     return {"dead": pooled} | {f"dead/{name}": units.float().mean() for name, units in found.items()}
