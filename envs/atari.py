@@ -87,6 +87,10 @@ class Atari:
         life_lost = self._lives < before and not terminated
         return Transition(self._frame(), reward, terminated, truncated, life_lost)
 
+    def render(self) -> np.ndarray:
+        """The screen in colour, uint8 [210, 160, 3] in most games."""
+        return self._ale.getScreenRGB()
+
     def close(self) -> None:
         """Nothing is held open."""
 

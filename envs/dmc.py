@@ -74,6 +74,12 @@ class DMC:
         terminated = step.last() and step.discount == 0.0
         return Transition(self._flat(step), float(reward), terminated, over and not terminated)
 
+    def render(self) -> np.ndarray:
+        """The scene from its first camera, uint8 [240, 320, 3]. Raises ValueError where no OpenGL is at hand."""
+        if os.environ["MUJOCO_GL"] == "disabled":
+            raise ValueError(f"video: {self.spec.name} is drawn with OpenGL; start with MUJOCO_GL=egl or osmesa")
+        return self._env.physics.render(240, 320, camera_id=0)
+
     def close(self) -> None:
         self._env.close()
 
