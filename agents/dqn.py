@@ -30,7 +30,7 @@ from nets.q_network import QNetwork
 
 
 @dataclass(frozen=True)
-class Settings:
+class DQNSettings:
     """Hyperparameters of DQN."""
 
     learning_rate: float = option(1e-4, above=0, help="Adam's step size")
@@ -54,10 +54,10 @@ class Settings:
 class DQN:
     """The learner; one part, `q`."""
 
-    Settings = Settings
+    Settings = DQNSettings
 
     def __init__(
-        self, settings: Settings, spec: EnvSpec, net: NetSpec, value, interventions: Sequence[Intervention] = ()
+        self, settings: DQNSettings, spec: EnvSpec, net: NetSpec, value, interventions: Sequence[Intervention] = ()
     ) -> None:
         if not spec.is_discrete:
             raise ValueError(f"agent=dqn needs discrete actions; env={spec.name} has continuous ones; use agent=sac")

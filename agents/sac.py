@@ -34,7 +34,7 @@ LOG_STD_LOW, LOG_STD_HIGH = -10.0, 2.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class SACSettings:
     """Hyperparameters of SAC."""
 
     learning_rate: float = option(3e-4, above=0, help="Adam's step size, for critic, actor and temperature")
@@ -53,10 +53,10 @@ class Settings:
 class SAC:
     """The learner; parts `critic`, `actor` and `alpha`."""
 
-    Settings = Settings
+    Settings = SACSettings
 
     def __init__(
-        self, settings: Settings, spec: EnvSpec, net: NetSpec, value, interventions: Sequence[Intervention] = ()
+        self, settings: SACSettings, spec: EnvSpec, net: NetSpec, value, interventions: Sequence[Intervention] = ()
     ) -> None:
         if spec.is_discrete or spec.is_image:
             raise ValueError(f"agent=sac needs vectors and continuous actions; env={spec.name} has not; use agent=dqn")

@@ -28,8 +28,8 @@ class Averages:
         self._count += 1
 
     def add_episode(self, episode: Episode) -> None:
-        self._returns[episode.index].append(float(episode.score))
-        self.latest[episode.index] = float(episode.score)
+        self._returns[episode.member].append(float(episode.score))
+        self.latest[episode.member] = float(episode.score)
 
     def take(self) -> dict[str, Any]:
         """Means since the last call, one number per seed, and begin anew. Waits for the device."""

@@ -11,6 +11,7 @@ from core.options import option
 from core.state import Tensors
 
 Section = Literal["encoder", "trunk", "head"]
+Kind = Literal["linear", "conv", "norm"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Layer:
     """A network's own map of itself, written by the network, never guessed."""
 
     name: str  # prefix of its parameters: "encoder.convs.0"
-    kind: Literal["linear", "conv", "norm"]
+    kind: Kind
     section: Section
     feats: str = ""  # key of the post-activation features of its units; "" if it has none
     readers: tuple[str, ...] = ()  # layers whose input columns read these units

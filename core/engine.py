@@ -18,7 +18,7 @@ The host learns of it when it asks (`diverged`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -46,6 +46,14 @@ class Learner(Protocol):
     def noise(self, batch_size: int) -> dict[str, Noise]: ...
 
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]: ...
+
+
+class Agent(Learner, Protocol):
+    """A learner that also decides."""
+
+    def act_noise(self, episodes: int) -> dict[str, Noise]: ...
+
+    def act(self, s: States, obs: Tensor, explore: float, noise: Tensors, role: str) -> Tensor: ...
 
 
 class Engine:
@@ -105,11 +113,13 @@ class Engine:
 
     def act(self, obs: np.ndarray, explore: float, stream: str, count: int, role: str = "params") -> np.ndarray:
         """Actions for E episodes of each member. obs [n, E, *seen_shape] -> [n, E, *action_shape]."""
-        noise = draw_on_host(self.learner.act_noise(obs.shape[1]), self.seeds, stream, count)
-        seen = torch.from_numpy(obs).to(self.device, non_blocking=True)
+        agent = cast(Agent, self.learner)
+        noise = draw_on_host(agent.act_noise(obs.shape[1]), self.seeds, stream, count)
+        # a copy: NumPy's arrays start at any multiple of 16 bytes, and the bits of a matrix product depend on where
+        seen = torch.tensor(obs, device=self.device)
         with torch.inference_mode():
             actions = [
-                self.learner.act(member(self.states, i), seen[i], explore, _to(member(noise, i), self.device), role)
+                agent.act(member(self.states, i), seen[i], explore, _to(member(noise, i), self.device), role)
                 for i in range(len(self.seeds))
             ]
             return torch.stack(actions).cpu().numpy()

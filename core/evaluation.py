@@ -52,10 +52,10 @@ def evaluate(
             if (played[k] >= wanted[k]).all():
                 continue
             for done in lane.step(actions[:, k]).episodes:
-                if played[k, done.index] < wanted[k]:
-                    number = k + int(played[k, done.index]) * len(lanes)
-                    results.append(Result(engine.seeds[done.index], number, done.score, done.length))
-                    played[k, done.index] += 1
+                if played[k, done.member] < wanted[k]:
+                    number = k + int(played[k, done.member]) * len(lanes)
+                    results.append(Result(engine.seeds[done.member], number, done.score, done.length))
+                    played[k, done.member] += 1
         count += 1
     return sorted(results)
 

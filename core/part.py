@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -220,7 +220,7 @@ def _matches(name: str, has_layers: bool, words: Iterable[str]) -> bool:
     return any(has_layers if word == "*" else fnmatch.fnmatch(name, word) for word in words)
 
 
-def _drawing(make: Callable[[NetSpec], nn.Module], spec: NetSpec) -> nn.Module:
+def _drawing(make: Callable[[NetSpec], nn.Module], spec: NetSpec) -> Any:
     """The network without numbers: modules on the meta device, the numbers are in State."""
     with torch.device("meta"):
         return make(spec)

@@ -77,7 +77,8 @@ class Policy:
                     raise ValueError(f"video: {path} cannot be written; expected a file such as film.mp4")
             writer.write(np.ascontiguousarray(picture[..., ::-1]))
             done = bool(vector.step(self.act(vector.observation[0])[None]).ended[0])
-        writer.release()
+        if writer is not None:
+            writer.release()
 
 
 def load_policy(run_dir: str | Path) -> Policy:

@@ -77,7 +77,7 @@ class Env(Protocol):
 class Episode(NamedTuple):
     """A finished episode."""
 
-    index: int  # position of the environment among its neighbours (the seed's index in training)
+    member: int  # position of the environment among its neighbours (the seed's index in training)
     episode: int  # running number of the episode in that environment
     score: float  # sum of raw rewards
     length: int  # agent steps

@@ -32,7 +32,7 @@ from core.part import Part
 from core.state import State
 
 # keep, noise, toward, target, slow, optimizer
-PRESETS: dict[str, tuple[float, float, str, CopyRule, CopyRule, OptimizerRule]] = {
+PRESETS: dict[str, tuple[float, float, Literal["fresh", "birth"], CopyRule, CopyRule, OptimizerRule]] = {
     "ash_adams": (0.4, 0.1, "fresh", "same_draw", "same_draw", "all"),
     "bbf": (0.5, 0.5, "fresh", "own_draw", "own_draw", "all"),
     "sr_spr": (0.8, 0.2, "fresh", "own_draw", "own_draw", "all"),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from core.blueprint import Layer, NetSpec, Section
+from core.blueprint import Kind, Layer, NetSpec, Section
 
 NORM_EPS = 1e-6  # as flax and the published Atari code have it; torch's default is 1e-5
 
 
-def initialise(module: nn.Module, init: str, gain: float = math.sqrt(2)) -> nn.Module:
+def initialise(module: nn.Linear | nn.Conv2d, init: str, gain: float = math.sqrt(2)):
     """Draw a linear or convolution layer's weights; biases are zero except with torch's own initialiser.
 
     "orthogonal": gain as given (jaxrl's SAC uses sqrt 2 everywhere); "xavier": Glorot uniform (Dopamine's Rainbow);
@@ -19,10 +20,10 @@ def initialise(module: nn.Module, init: str, gain: float = math.sqrt(2)) -> nn.M
     """
     if init == "orthogonal":
         nn.init.orthogonal_(module.weight, gain)
-        nn.init.zeros_(module.bias)
+        nn.init.zeros_(cast(Tensor, module.bias))
     elif init == "xavier":
         nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+        nn.init.zeros_(cast(Tensor, module.bias))
     return module
 
 
@@ -48,7 +49,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def hidden_chain(
-    names: list[tuple[str, str, str]], kind: str, section: Section, readers: tuple[str, ...], spec: NetSpec
+    names: list[tuple[str, str, str]], kind: Kind, section: Section, readers: tuple[str, ...], spec: NetSpec
 ) -> list[Layer]:
     """Layers of a plain stack. names: (layer, norm, feature key) in forward order; `readers` read the last one."""
     chain = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,7 +62,8 @@ class Critics(nn.Module):
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensors]:
         x = torch.cat([obs, action], -1)
-        outs, feats = [], {}
+        outs: list[Tensor] = []
+        feats: Tensors = {}
         for i, q in enumerate(self.q):
             out, f = q(x)
             outs.append(out)
@@ -68,7 +71,11 @@ class Critics(nn.Module):
         return torch.stack(outs), feats
 
     def chains(self) -> list[list[Layer]]:
-        return [[layer.under(f"q.{i}") for layer in chain] for i, q in enumerate(self.q) for chain in q.chains()]
+        return [
+            [layer.under(f"q.{i}") for layer in chain]
+            for i in range(len(self.q))
+            for chain in cast(MLP, self.q[i]).chains()
+        ]
 
 
 class GaussianActor(nn.Module):

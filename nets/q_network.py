@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from core.blueprint import Layer, NetSpec
+from core.blueprint import Layer, NetSpec, Section
 from core.options import option
 from core.state import Tensors
 from nets.conv import NatureEncoder
@@ -46,13 +46,13 @@ class QNetwork(nn.Module):
                 f"use net={'nature' if image else 'mlp'}"
             )
         self.shape = (actions, bins)
-        self.encoder = NatureEncoder(seen_shape, spec.padding, spec) if image else None
+        self.encoder = NatureEncoder(seen_shape, spec.padding, spec) if isinstance(spec, Nature) else None
         self.trunk = Trunk(self.encoder.n_out if self.encoder else seen_shape[0], spec)
         self.advantage = initialise(nn.Linear(self.trunk.n_out, actions * bins), spec.init)
         self.value = initialise(nn.Linear(self.trunk.n_out, bins), spec.init) if dueling else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
-        feats = {}
+        feats: Tensors = {}
         if self.encoder:
             x, f = self.encoder(x)
             feats |= {f"encoder.{k}": v for k, v in f.items()}
@@ -66,7 +66,7 @@ class QNetwork(nn.Module):
     def chains(self) -> list[list[Layer]]:
         heads = ("advantage", "value") if self.value else ("advantage",)
         # with an encoder, everything after the convolutions is "the head", as DrQ and PLASTIC reset it
-        section = "head" if self.encoder else "trunk"
+        section: Section = "head" if self.encoder else "trunk"
         chain = self.trunk.chain("trunk", section, heads)
         if self.encoder:
             first = chain[0].name if chain else heads[0]

@@ -63,7 +63,7 @@ def test_environments_in_lock_step_do_what_each_does_alone(name):
             assert step.reward[i] == np.float32(np.clip(t.reward, -1, 1) if v.spec.clip_rewards else t.reward)
             assert step.terminal[i] == (t.terminated or t.life_lost)
             assert step.ended[i] == ended
-            assert [tuple(e[1:]) for e in step.episodes if e.index == i] == ([finished] if finished else [])
+            assert [tuple(e[1:]) for e in step.episodes if e.member == i] == ([finished] if finished else [])
 
 
 def test_the_stack_is_zero_before_the_first_frame_and_after_a_life_loss():
