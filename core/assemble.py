@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from core import rooms
-from core.config import Config, Prioritised, Uniform
+from core.config import Config, Prioritised
 from core.options import nearest
 from core.spec import Env, EnvSpec
 
@@ -28,9 +28,14 @@ def agent(config: Config, spec: EnvSpec) -> Any:
     return make(config.agent, spec, config.net, config.value, config.interventions)
 
 
-def replay_options(settings: Uniform | Prioritised) -> dict[str, Any]:
-    """What the replay's constructor takes."""
-    return dataclasses.asdict(settings) | {"prioritised": isinstance(settings, Prioritised)}
+def replay_options(config: Config, spec: EnvSpec) -> dict[str, Any]:
+    """What the replay's constructor takes. It never holds more than the run can fill: two slots per agent step."""
+    settings = config.replay
+    fillable = 2 * -(-config.steps // spec.action_repeat)  # two: an episode may end with every step
+    return dataclasses.asdict(settings) | {
+        "capacity": min(settings.capacity, fillable),
+        "prioritised": isinstance(settings, Prioritised),
+    }
 
 
 def check_role(learner: Any, role: str, option: str) -> None:

@@ -78,6 +78,9 @@ COMMANDS: dict[str, Callable[..., int]] = {"digest": digest, "verify": verify, "
 
 def main(argv: list[str]) -> int:
     """COMMAND RUN_DIR [OPTION=VALUE ...]. -> exit code; 2, after one line, for a mistake in it."""
+    if argv in ([], ["--help"], ["-h"]):
+        print(__doc__)
+        return 0
     try:
         if len(argv) < 2:
             raise ValueError(f"expected python -m core.run {' | '.join(COMMANDS)} RUN_DIR")

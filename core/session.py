@@ -55,7 +55,7 @@ class Session:
             raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")
         for option in ("act_with", "evaluate_with"):
             assemble.check_role(self.agent, getattr(settings, option), option)
-        self.replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config.replay))
+        self.replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config, spec))
         self.clock = Clock(config.steps, config.replay_ratio, config.warmup, spec.action_repeat)
         self.averages = Averages(len(config.seeds))
         self.stop = Stop()

@@ -8,7 +8,8 @@ Source    Ash & Adams 2020, "On Warm-Starting Neural Network Training", section 
             custom          keep and noise as given
             ash_adams       0.4, 0.1, fresh draw, optimizer rebuilt
             bbf             0.5, 0.5, fresh, the target with a draw of its own, optimizer rebuilt
-                            (Schwarzer et al. 2023)
+                            (Schwarzer et al. 2023, who do this to the encoder and reset the rest: `where=encoder`,
+                            beside a `reset` with `where=head`)
             sr_spr          0.8, 0.2, otherwise as bbf
             hare_tortoise   0.2, 0.8 towards the birth weights (Lee et al. 2024 call 0.8 what multiplies theta_0)
 Choices   All tensors of `where`, gains, shifts and biases included. Names `keep` and `noise` because the letter lambda

@@ -112,3 +112,8 @@ def test_a_target_that_does_not_follow_is_not_regularised():
     e = engine(dqn([L2(weight=1.0)], spec=VECTOR, target="ema", tau=0.0))
     run(e, 3)
     assert equal(e.states["q"].copies["target"], e.states["q"].birth)
+
+
+def test_a_selection_without_a_matrix_is_refused_at_birth():
+    with pytest.raises(ValueError, match="where=.*only biases, gains and shifts of part q"):
+        engine(dqn([L2(where=("*.bias",))], spec=VECTOR))

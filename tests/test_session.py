@@ -111,6 +111,11 @@ def test_a_finished_run_does_nothing_more(tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"} == files
 
 
+def test_the_replay_takes_no_more_room_than_the_run_can_fill(tmp_path):
+    run = Session(load([*DQN, "compile=false", "replay.capacity=1_000_000", f"run_dir={tmp_path / 'run'}"]))
+    assert run.replay.ring.capacity == 2 * 90  # each step might end an episode, which takes another slot
+
+
 @either
 def test_observing_and_evaluating_do_not_disturb_training(tmp_path, capsys, arguments):
     play(tmp_path / "watched", arguments, "observe_every=1")
