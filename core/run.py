@@ -78,7 +78,7 @@ COMMANDS: dict[str, Callable[..., int]] = {"digest": digest, "verify": verify, "
 
 def main(argv: list[str]) -> int:
     """COMMAND RUN_DIR [OPTION=VALUE ...]. -> exit code; 2, after one line, for a mistake in it."""
-    if argv in ([], ["--help"], ["-h"]):
+    if argv in (["--help"], ["-h"]):
         print(__doc__)
         return 0
     try:
