@@ -2,9 +2,9 @@
 
     python -m benchmarks.kills FOLDER kills=20 agent=dqn env=atari/pong seeds=[0] steps=3_000 save_every=200
 
-All other arguments are train.py's. SIGKILL falls at random moments between the first second and the time an
-uninterrupted run takes; runs that end before their kill is due are counted and the rest of the kills is tried on a
-fresh copy. Prints one line per component with the two hashes, and exits with 1 if any differs.
+All other arguments are train.py's. SIGKILL falls at random moments, on average as far apart as spreads the kills over
+the whole run; if the run ends first, the rest of the kills is tried on a fresh one. Prints the env steps that the kills
+left in the folder, one line per component with the two hashes, and exits with 1 if any differs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 TRAIN = [sys.executable, "train.py"]
+START = 15.0  # seconds until a started run takes its first step, about
 
 
 def start(folder: Path, arguments: list[str]) -> subprocess.Popen:
@@ -37,19 +38,20 @@ def digest(folder: Path) -> dict[str, str]:
     return dict(line.split() for line in lines)
 
 
-def kill_and_restart(folder: Path, arguments: list[str], kills: int, seconds: float, rng: random.Random) -> int:
-    """-> kills that hit a running process."""
-    hits = 0
-    while hits < kills:
+def kill_and_restart(folder: Path, arguments: list[str], kills: int, apart: float, rng: random.Random) -> list[int]:
+    """-> for each kill that hit a running process, the env step its folder could go back to."""
+    steps: list[int] = []
+    while len(steps) < kills:
         process = start(folder, arguments)
         try:
-            process.wait(timeout=rng.uniform(1.0, seconds))
-            return hits  # it ended first: the run is complete
+            process.wait(timeout=rng.uniform(1.0, 2 * apart))
+            return steps  # it ended first: the run is complete
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            hits += 1
-    return hits
+            saved = sorted((folder / "checkpoints").glob("[0-9]*")) if folder.exists() else []
+            steps.append(int(saved[-1].name.partition("-")[0]) if saved else 0)
+    return steps
 
 
 def main() -> int:
@@ -66,11 +68,11 @@ def main() -> int:
     done, attempt, same = 0, 0, True
     while done < kills:
         broken = root / f"killed-{attempt}"
-        hits = kill_and_restart(broken, arguments, kills - done, min(seconds, 20.0), rng)
+        steps = kill_and_restart(broken, arguments, kills - done, START + seconds / kills, rng)
         finish(broken, arguments)
         found = digest(broken)
-        done, attempt = done + hits, attempt + 1
-        print(f"attempt {attempt}: {hits} kills", flush=True)
+        done, attempt = done + len(steps), attempt + 1
+        print(f"attempt {attempt}: {len(steps)} kills, at {steps}", flush=True)
         for component, value in wanted.items():
             equal = found.get(component) == value
             same &= equal
