@@ -48,7 +48,7 @@ class DQNSettings:
     epsilon_decay: int = option(5_000, low=1, help="agent steps from 1 to epsilon_final, after warm-up")
     epsilon_eval: float = option(0.001, low=0, high=1, help="exploration in evaluation")
     act_with: str = option("params", help="weights that act in training: params, target or a slow copy")
-    evaluate_with: str = option("params", help="weights that are evaluated")
+    evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else params")
 
 
 class DQN:
@@ -70,6 +70,7 @@ class DQN:
             self.q_loss,
             optim=Adam(lr=settings.learning_rate, eps=settings.adam_eps, decay=settings.weight_decay),
             copies=("target",),
+            averaged=settings.target == "ema",
             interventions=interventions,
         )
         self.parts = {"q": self.q}

@@ -47,7 +47,7 @@ class SACSettings:
     initial_temperature: float = option(1.0, above=0, help="alpha at birth")
     target_entropy: float = option(-0.5, help="wanted entropy per action dimension")
     act_with: str = option("params", help="weights that act in training: params or a slow copy of the actor")
-    evaluate_with: str = option("params", help="weights that are evaluated")
+    evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else params")
 
 
 class SAC:

@@ -45,6 +45,16 @@ def check_role(learner: Any, role: str, option: str) -> None:
         raise ValueError(f"agent.{option}: {role} given; {nearest(role, known)}")
 
 
+def evaluated_role(learner: Any) -> str:
+    """Whose weights are evaluated: agent.evaluate_with, or the slow copy that an intervention is about."""
+    role = learner.settings.evaluate_with
+    if role != "auto":
+        check_role(learner, role, "evaluate_with")
+        return role
+    part = learner.acting_part
+    return next((i.evaluates for i in part.interventions if i.evaluates in part.copies), "params")
+
+
 def compiler_found() -> bool:
     """Whether torch can compile for this machine: it needs a C++ compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler

@@ -17,6 +17,8 @@ class Clock:
     replay_ratio: float = 1.0
     warmup: int = 0  # agent steps of random actions at the start of a task, without updates
     action_repeat: int = 1
+    task_length: int = 0  # env steps of every task but the last; 0: there is one task
+    switches: int = 0  # task switches of the whole run, if it is long enough
     env_steps: int = 0
     agent_steps: int = 0
     updates: int = 0
@@ -43,10 +45,16 @@ class Clock:
 
     def total(self, unit: Unit) -> int:
         """Length of the run in `unit`, as far as it is known; for tasks: no end."""
-        agent_steps = math.ceil(self.steps / self.action_repeat)
-        totals = {"env_steps": self.steps, "agent_steps": agent_steps, "tasks": 2**62}
-        totals["updates"] = self._owed(agent_steps - self.warmup)
-        return totals[unit]
+        if unit == "updates":  # every task warms up anew
+            switches = min(self.switches, (self.steps - 1) // self.task_length) if self.task_length else 0
+            last = self.steps - switches * self.task_length
+            return switches * self._updates_within(self.task_length) + self._updates_within(last)
+        return {"env_steps": self.steps, "agent_steps": math.ceil(self.steps / self.action_repeat), "tasks": 2**62}[
+            unit
+        ]
+
+    def _updates_within(self, env_steps: int) -> int:
+        return self._owed(math.ceil(env_steps / self.action_repeat) - self.warmup)
 
     def updates_due(self) -> int:
         """Updates owed at this agent step: replay_ratio per step after warm-up, fractions carried, never caught up."""

@@ -75,6 +75,11 @@ class Intervention:
         """Roles of the slow copies it needs in `State.copies`."""
         return ()
 
+    @property
+    def evaluates(self) -> str:
+        """Role of the slow copy that its paper evaluates; "" if it evaluates what is trained."""
+        return ""
+
     def build(self, spec: NetSpec) -> NetSpec:
         """Moment 1. The blueprint as this intervention wants it."""
         return spec

@@ -56,9 +56,10 @@ class Part:
         *,
         optim: Adam,
         copies: tuple[str, ...] = (),
+        averaged: bool = True,  # the agent lets its copies follow as averages; else it copies now and then
         interventions: Sequence[Intervention] = (),
     ) -> None:
-        self.name, self.loss, self.optim = name, loss, optim
+        self.name, self.loss, self.optim, self.averaged = name, loss, optim, averaged
         self.fused = False  # the engine's choice: step in place by torch's fused kernel (see `descend`)
         self.compiled_gradient = self.gradient  # the engine may put a compiled one here
         self.net = _drawing(make, spec)

@@ -35,6 +35,7 @@ class Policy:
         self.agent = assemble.agent(config, self.spec)
         self.engine = Engine(self.agent, config.seeds, self.agent.settings.batch_size, compile=False)
         self.engine.load_state_dict(saved["engine"] | {"states": saved["states"]})
+        self._evaluated = assemble.evaluated_role(self.agent)
         self._decisions = 0
 
     def act(self, observation: np.ndarray, seed: int | None = None) -> np.ndarray:
@@ -43,9 +44,8 @@ class Policy:
         if seed is not None and seed not in seeds:
             raise ValueError(f"seed: {seed} given; this run has {list(seeds)}")
         self._decisions += 1
-        role = self.agent.settings.evaluate_with
         seen = np.broadcast_to(np.asarray(observation), (len(seeds), 1, *self.spec.seen_shape)).copy()
-        actions = self.engine.act(seen, self.agent.explore_eval, "policy", self._decisions, role)
+        actions = self.engine.act(seen, self.agent.explore_eval, "policy", self._decisions, self._evaluated)
         return actions[seeds.index(seeds[0] if seed is None else seed), 0]
 
     def evaluate(self, episodes: int, stream: str = "policy/evaluate") -> list[Result]:
@@ -55,8 +55,8 @@ class Policy:
             vector([self._make() for _ in self.config.seeds], self.config.seeds, f"{stream}/{lane}")
             for lane in range(min(LANES, episodes))
         ]
-        role = self.agent.settings.evaluate_with
-        return evaluate(self.engine, lanes, episodes, explore=self.agent.explore_eval, role=role, stream=stream)
+        greedy = self.agent.explore_eval
+        return evaluate(self.engine, lanes, episodes, explore=greedy, role=self._evaluated, stream=stream)
 
     def film(self, path: Path) -> None:
         """Write one episode of the first seed as MP4. Raises ValueError where the environment cannot be drawn."""

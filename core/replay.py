@@ -111,16 +111,17 @@ class Replay:
         n_step: int | np.ndarray = 1,
         discount: float | np.ndarray = 0.99,
         stream: str = "replay",
+        uniform: bool = False,
     ) -> Batch:
-        """Draw number `draw` of a stream. n_step, discount: one number, [n] or [n, B].
+        """Draw number `draw` of a stream. n_step, discount: one number, [n] or [n, B]. uniform: despite priorities.
 
         -> obs, next_obs [n, B, *seen_shape]; action [n, B, ...]; reward, discount, weight [n, B] float32;
         index [n, B] int64, absolute slot numbers. Raises ValueError if a member has nothing to sample.
         """
-        shape, ring = (len(self.seeds), batch_size), self.ring
+        shape, ring, priorities = (len(self.seeds), batch_size), self.ring, None if uniform else self.priorities
         member = self._members.repeat(batch_size)
         n_step, discount = _per_sample(n_step, shape, np.int64), _per_sample(discount, shape, np.float64)
-        start, steps = self._draw(batch_size, draw, member, n_step, stream)
+        start, steps = self._draw(batch_size, draw, member, n_step, stream, priorities)
 
         ahead, each = np.arange(steps.max()), np.arange(len(steps))
         rows = ring.rows(member[:, None], start[:, None] + ahead)
@@ -129,8 +130,8 @@ class Replay:
         terminal = ring.kind[rows[each, steps - 1]] == TERMINAL
         frames = ring.stacks(member, np.stack([start, start + steps])).view(2, *shape, *self.spec.seen_shape)
         weight = np.ones(shape)
-        if self.priorities:
-            weight = self.priorities.weights(self.priorities.get(member, start % ring.capacity).reshape(shape))
+        if priorities:
+            weight = priorities.weights(priorities.get(member, start % ring.capacity).reshape(shape))
 
         def tensor(values: np.ndarray, dtype: str) -> Tensor:
             values = values.astype(dtype, copy=False).reshape(shape + values.shape[1:])
@@ -159,14 +160,20 @@ class Replay:
         self.priorities.learn(member[live], slot[live] % self.ring.capacity, errors)
 
     def _draw(
-        self, batch_size: int, draw: int, member: np.ndarray, n_step: np.ndarray, stream: str
+        self,
+        batch_size: int,
+        draw: int,
+        member: np.ndarray,
+        n_step: np.ndarray,
+        stream: str,
+        priorities: Priorities | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Starts and lengths of n * B windows."""
         generators = [host_generator(seed, stream, draw) for seed in self.seeds]
         fraction = np.stack([g.random(batch_size) for g in generators])
-        if self.priorities:  # stratified: one from each of B equal shares of the mass
+        if priorities:  # stratified: one from each of B equal shares of the mass
             fraction = (np.arange(batch_size) + fraction) / batch_size
-        start = self._pick(member, fraction.ravel())
+        start = self._pick(member, fraction.ravel(), priorities)
         steps, valid = self._windows(member, start, n_step)
         for _ in range(TRIES):
             bad = np.flatnonzero(~valid)
@@ -174,20 +181,20 @@ class Replay:
                 return start, steps
             counts = np.bincount(member[bad], minlength=len(generators))
             again = np.concatenate([g.random(k) for g, k in zip(generators, counts, strict=True)])
-            start[bad] = self._pick(member[bad], again)
+            start[bad] = self._pick(member[bad], again, priorities)
             steps[bad], valid[bad] = self._windows(member[bad], start[bad], n_step[bad])
         for i in np.flatnonzero(~valid):
-            start[i], steps[i] = self._search(member[i], n_step[i], generators[member[i]].random())
+            start[i], steps[i] = self._search(member[i], n_step[i], generators[member[i]].random(), priorities)
         return start, steps
 
-    def _pick(self, member: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    def _pick(self, member: np.ndarray, fraction: np.ndarray, priorities: Priorities | None) -> np.ndarray:
         """The slots at these fractions of what the members hold, or of their priorities. member ascends."""
         ring = self.ring
-        if not self.priorities:
+        if not priorities:
             oldest = ring.oldest[member]
             return oldest + (fraction * (ring.count[member] - oldest)).astype(np.int64)
         parts = np.split(fraction, np.searchsorted(member, self._members[1:]))
-        position = np.concatenate([self.priorities.pick(m, part) for m, part in enumerate(parts)])
+        position = np.concatenate([priorities.pick(m, part) for m, part in enumerate(parts)])
         newest = ring.count[member] - 1
         return newest - (newest - position) % ring.capacity
 
@@ -202,7 +209,7 @@ class Replay:
         whole = (start - ring.age[rows[:, 0]] >= ring.oldest[member]) & (start + steps < ring.count[member])
         return steps, whole & (kind[:, 0] != CLOSING)
 
-    def _search(self, member: int, n_step: int, fraction: float) -> tuple[int, int]:
+    def _search(self, member: int, n_step: int, fraction: float, priorities: Priorities | None) -> tuple[int, int]:
         """The start at this fraction of all valid ones: the same distribution as redrawing, without end."""
         slot = np.arange(self.ring.oldest[member], self.ring.count[member])
         steps, valid = self._windows(np.full_like(slot, member), slot, np.full_like(slot, n_step))
@@ -212,7 +219,7 @@ class Replay:
                 f"raise warmup (or the replay's capacity)"
             )
         slot, steps = slot[valid], steps[valid]
-        mass = self.priorities.get(member, slot % self.ring.capacity) if self.priorities else np.ones(len(slot))
+        mass = priorities.get(member, slot % self.ring.capacity) if priorities else np.ones(len(slot))
         total = mass.cumsum(dtype=np.float64)
         i = min(total.searchsorted(fraction * total[-1], side="right"), len(slot) - 1)
         return slot[i], steps[i]

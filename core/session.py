@@ -53,10 +53,17 @@ class Session:
         self.engine = Engine(self.agent, config.seeds, settings.batch_size, config.device, self.compile)
         if config.warmup <= settings.n_step:
             raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")
-        for option in ("act_with", "evaluate_with"):
-            assemble.check_role(self.agent, getattr(settings, option), option)
+        assemble.check_role(self.agent, settings.act_with, "act_with")
+        self.evaluated = assemble.evaluated_role(self.agent)
         self.replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config, spec))
-        self.clock = Clock(config.steps, config.replay_ratio, config.warmup, spec.action_repeat)
+        self.clock = Clock(
+            config.steps,
+            config.replay_ratio,
+            config.warmup,
+            spec.action_repeat,
+            task_length=config.stream.steps,
+            switches=len(config.tasks) - 1,
+        )
         self.averages = Averages(len(config.seeds))
         self.stop = Stop()
         self.returns: list[float] = []  # mean return of each seed in the latest evaluation
@@ -122,9 +129,10 @@ class Session:
         return np.stack([g.uniform(-1, 1, spec.action_shape) for g in generators]).astype(np.float32)
 
     def sample(self, stream: str, count: int, size: int = 0) -> Batch:
-        """A batch of every member, from a stream of its own. Leaves [n, B, ...]."""
-        settings = self.agent.settings
-        return self.replay.sample(size or settings.batch_size, count, settings.n_step, settings.discount, stream)
+        """A batch of every member, from a stream of its own; beside training's always uniform. Leaves [n, B, ...]."""
+        settings, uniform = self.agent.settings, stream != "replay"
+        size = size or settings.batch_size
+        return self.replay.sample(size, count, settings.n_step, settings.discount, stream, uniform)
 
     def enter_task(self) -> None:
         """The world changes: other environments, an empty replay unless configured otherwise; the learner stays."""
@@ -176,7 +184,7 @@ class Session:
 
     def evaluate(self) -> None:
         """Play the current task, with environments and streams of its own; the last time for `final_episodes`."""
-        config, settings = self.config, self.agent.settings
+        config = self.config
         final = not self.clock.running and config.final_episodes
         episodes = final or config.eval_episodes
         stream = f"evaluate/{self.clock.env_steps}"
@@ -185,11 +193,11 @@ class Session:
             [self._vector(envs, f"{stream}/{lane}") for lane, envs in enumerate(self._lanes(episodes))],
             episodes,
             explore=self.agent.explore_eval,
-            role=settings.evaluate_with,
+            role=self.evaluated,
             stream=stream,
         )
         where = {"step": self.clock.env_steps, "task": self.task.name, "updates": self.clock.updates}
-        self.folder.evaluation(results, **where, network=settings.evaluate_with)
+        self.folder.evaluation(results, **where, network=self.evaluated)
         self.returns = mean_scores(results, config.seeds)
         self.progress.refresh()
 

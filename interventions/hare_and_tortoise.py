@@ -10,7 +10,8 @@ Source    Lee et al. 2024, "Slow and Steady Wins the Race", section 4 and releas
 Choices   The optimizer's moments belong to the hare and are kept (verified). `tortoise=own` keeps a slow copy of its
           own; `tortoise=target` takes the agent's target network, which follows at the agent's tau (BBF and DrQ act
           with theirs). The released reset aliases the two networks' storage, so that the tortoise swallows the hare's
-          next step whole; here values are copied. Evaluate the tortoise with agent.evaluate_with=tortoise.
+          next step whole; here values are copied. The tortoise is what is evaluated (agent.evaluate_with=params
+          evaluates the hare).
 Effects   Function: the hare's becomes the tortoise's. Target: kept. Birth weights: kept.
 Defaults  momentum 0.999, every 1,000 updates.
 """
@@ -26,7 +27,7 @@ from core.events import Context
 from core.intervention import Intervention, OptimizerRule
 from core.options import option
 from core.part import Part, Step, replant
-from core.state import State
+from core.state import State, Tensors
 
 
 @dataclass(kw_only=True)
@@ -42,6 +43,18 @@ class HareAndTortoise(Intervention):
     @property
     def copies(self) -> tuple[str, ...]:
         return (self.role,) if self.tortoise == "own" else ()
+
+    @property
+    def evaluates(self) -> str:
+        return self.role
+
+    def remember(self, part: Part, params: Tensors) -> Tensors:
+        if self.tortoise == "target" and not part.averaged:
+            raise ValueError(
+                f"interventions.{self.name}.tortoise=target: the target of {part.name} is a hard copy, which would "
+                "throw away what was learned since; set agent.target=ema, or tortoise=own"
+            )
+        return {}
 
     def after_step(self, part: Part, s: State, step: Step) -> State:
         if self.tortoise == "target":

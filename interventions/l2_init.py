@@ -27,7 +27,16 @@ from core.state import State, Tensors
 class L2Init(Intervention):
     weight: float = option(1e-3, low=0, help="coefficient of half the squared distance")
 
+    def remember(self, part: Part, params: Tensors) -> Tensors:
+        if not self._names(part):
+            chosen = f"[{','.join(self.where)}] selects only gains and shifts of part {part.name}"
+            raise ValueError(f"interventions.{self.name}.where={chosen}; expected a weight or bias among them")
+        return {}
+
     def penalty(self, part: Part, params: Tensors, s: State, step: Step) -> Tensor | float:
-        norms = part.norm_names()
-        names = [k for k in part.names(self.where) if k not in norms]
+        names = self._names(part)
         return 0.5 * self.weight * sum((params[k] - s.birth[k]).square().sum() for k in names)
+
+    def _names(self, part: Part) -> list[str]:
+        norms = part.norm_names()
+        return [k for k in part.names(self.where) if k not in norms]

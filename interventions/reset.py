@@ -13,8 +13,10 @@ Choices   `where`: head is DrQ's and PLASTIC's scope, output is SPR's last layer
           inference).
 Effects   Function: lost where it acts. theta_0 becomes the new draw (`renew_birth`), which is what l2_init then pulls
           to.
-Defaults  the head every 40,000 updates (PLASTIC's DrQ), none with less than one interval left. At replay ratio 1 resets
-          cost more than they bring; at 8 and more they pay.
+Defaults  the head every 40,000 updates (PLASTIC's DrQ), none with less than one interval left; PLASTIC itself leaves
+          out only one at the very end (`when.skip_last=false`). SAC as published: on=["*",alpha], where=[all],
+          when.every=200_000, when.unit=env_steps. At replay ratio 1 resets cost more than they bring; at 8 and more
+          they pay.
 """
 
 from __future__ import annotations

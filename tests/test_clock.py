@@ -221,3 +221,12 @@ def test_passed_asks_about_the_latest_advance_alone():
         seen.append(clock.passed(6, "env_steps"))
     assert seen == [False, True, True, False, True]  # 4, 8 (6), 12, 16, 20 (18)
     assert not clock.passed(0, "env_steps")
+
+
+def test_the_updates_of_a_stream_count_every_tasks_warm_up():
+    """Ten tasks of 10,000 steps with 1,000 random ones each; and a run that ends within its second task."""
+    stream = {"warmup": 1_000, "task_length": 10_000, "switches": 9}
+    assert Clock(steps=100_000, **stream).total("updates") == 10 * 9_000
+    assert Clock(steps=10_500, **stream).total("updates") == 9_000
+    assert Clock(steps=10_000, **stream).total("updates") == 9_000
+    assert Clock(steps=25_000, **stream | {"switches": 1}).total("updates") == 9_000 + 14_000

@@ -70,7 +70,7 @@ def test_a_yaml_names_a_variant_of_an_agent():
     assert (config.agent_name, config.agent_kind) == ("der", "dqn")
     assert type(config.value) is rooms.classes("value")["c51"]
     assert type(config.replay) is rooms.classes("replay")["prioritised"]
-    assert config.replay.capacity == 100_000  # the protocol speaks to whichever replay is chosen
+    assert config.replay.capacity == 200_000  # the protocol speaks to whichever replay is chosen
 
 
 def test_settings_under_a_choices_name_hold_only_if_it_is_chosen():

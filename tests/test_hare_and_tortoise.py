@@ -8,6 +8,7 @@ import torch
 from learners import VECTOR, batch_for, dqn, engine, equal, largest_difference, run, sac
 from torch.utils._pytree import tree_leaves
 
+from core.assemble import evaluated_role
 from core.clock import Clock
 from core.events import Context
 from core.intervention import When
@@ -288,3 +289,18 @@ def test_events_due_together_happen_in_the_order_of_the_list():
         assert [row["intervention"] for row in rows] == [intervention.name for intervention in order]
         same = torch.equal(*(x["value.weight"] for x in (e.states["q"].params, e.states["q"].copies["tortoise"])))
         assert same == undone
+
+
+def test_a_target_that_is_a_hard_copy_cannot_be_the_tortoise():
+    with pytest.raises(ValueError, match="tortoise=target.*hard copy.*agent.target=ema"):
+        engine(dqn([HareAndTortoise(tortoise="target", when=When(every=1))], VECTOR, target="copy"))
+
+
+def test_the_tortoise_is_evaluated_unless_the_agent_says_otherwise():
+    hare_and_tortoise = HareAndTortoise(when=When(every=1))
+    assert evaluated_role(dqn([hare_and_tortoise], VECTOR)) == "tortoise"
+    assert evaluated_role(dqn([hare_and_tortoise], VECTOR, evaluate_with="params")) == "params"
+    assert evaluated_role(dqn([], VECTOR)) == "params"
+    assert evaluated_role(sac([HareAndTortoise(on=("critic",), when=When(every=1))])) == "params"
+    with pytest.raises(ValueError, match="evaluate_with"):
+        evaluated_role(dqn([], VECTOR, evaluate_with="tortoise"))

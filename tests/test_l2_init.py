@@ -142,3 +142,8 @@ def test_a_target_that_does_not_follow_is_not_regularised():
     before = {k: p.clone() for k, p in e.states["q"].copies["target"].items()}
     e.update(batch_for(VECTOR, (0,)), Clock(steps=10))
     assert equal(e.states["q"].copies["target"], before)
+
+
+def test_a_selection_of_gains_and_shifts_alone_is_refused_at_birth():
+    with pytest.raises(ValueError, match="where=.*only gains and shifts of part q"):
+        engine(dqn([LayerNorm(), L2Init(where=("trunk.norms.*",))], spec=VECTOR))

@@ -419,3 +419,17 @@ def test_chunks_of_a_thousand_frames_survive_the_disk(tmp_path):
     saved = replay.save(tmp_path)
     assert [file["last"] - file["first"] + 1 for file in saved["files"]][1:-1] == [1_000] * (len(saved["files"]) - 2)
     assert reloaded(replay, tmp_path, saved).digest() == replay.digest()
+
+
+def test_diagnostics_sample_uniformly_whatever_the_priorities():
+    """With all mass on one slot, uniform samples are those of a replay that has no priorities."""
+    uniform, prioritised = (Replay(VECTOR, [0], 60, prioritised=p) for p in (False, True))
+    for replay in (uniform, prioritised):
+        for k in range(40):
+            obs = np.full((1, *VECTOR.obs_shape), k, np.float32)
+            replay.add(obs, np.zeros(1, np.int64), np.zeros(1), np.zeros(1, bool), np.zeros(1, bool), obs)
+    first = prioritised.sample(8, 0)
+    prioritised.update_priorities(first["index"], torch.full((1, 8), 1e6))
+    a, b = uniform.sample(64, 3, stream="observe"), prioritised.sample(64, 3, stream="observe", uniform=True)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["index"], prioritised.sample(64, 3, stream="observe")["index"])
