@@ -57,9 +57,9 @@ def loop(config: Config, run) -> None:
         if clock.passed(config.eval_every, "env_steps") or not clock.running:
             run.evaluate()
         run.intervene("updates", "agent_steps", "env_steps")
-        if clock.passed(config.log_every, "env_steps"):
+        if clock.running and clock.passed(config.log_every, "env_steps"):
             run.log()
-        if clock.passed(config.save_every, "env_steps"):
+        if clock.running and clock.passed(config.save_every, "env_steps"):
             run.save()
         run.progress.step()
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from core.blueprint import NetSpec
 from core.clock import Clock
+from core.copies import follow
 from core.intervention import Intervention
 from core.optim import Adam
 from core.options import option
-from core.part import Outcome, Part, descend, follow
+from core.part import Outcome, Part, descend
 from core.randomness import Noise
 from core.spec import EnvSpec
 from core.state import Batch, States, Tensors, weights
@@ -36,7 +37,7 @@ class DQNSettings:
     learning_rate: float = option(1e-4, above=0, help="Adam's step size")
     adam_eps: float = option(1.5e-4, above=0, help="Adam's epsilon; large, as all Atari-100k agents have it")
     weight_decay: float = option(0.0, low=0, help="decoupled (AdamW), on tensors with more than one axis")
-    batch_size: int = option(32, low=1, help="samples per update")
+    batch_size: int = option(32, low=1, high=65_536, help="samples per update")
     discount: float = option(0.99, low=0, high=1, help="gamma")
     n_step: int = option(10, low=1, help="rewards summed before bootstrapping")
     double: bool = option(True, help="the online network chooses the action the target evaluates")
@@ -69,6 +70,9 @@ class DQN:
             net,
             self.q_loss,
             optim=Adam(lr=settings.learning_rate, eps=settings.adam_eps, decay=settings.weight_decay),
+            logits=value.bins > 1,
+            decode=value.decode,
+            greedy=True,
             copies=("target",),
             averaged=settings.target == "ema",
             interventions=interventions,
@@ -83,15 +87,17 @@ class DQN:
 
     def q_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
         next_out, _ = self.q(s["q"].copies["target"], b["next_obs"])
-        choosing = self.q(s["q"].params, b["next_obs"])[0] if self.settings.double else next_out
+        choosing = self.q(weights(s["q"]), b["next_obs"])[0] if self.settings.double else next_out
         best = self.value.decode(choosing).argmax(-1)
-        target = self.value.backup(b["reward"], b["discount"], pick(next_out, best))
+        next_taken = pick(next_out, best)
+        target = self.value.backup(b["reward"], b["discount"], next_taken)
         out, feats = self.q(params, b["obs"])
         taken = pick(out, b["action"])
         error = self.value.loss(taken, target)
         loss = (b["weight"] * error).mean()
         q = self.value.decode(taken)
-        values = {"q": q, "target": self.value.expected(target), "priority": error}
+        clipped = self.value.clipped(b["reward"], b["discount"], next_taken)
+        values = {"q": q, "target": self.value.expected(target), "priority": error, "clipped": clipped}
         return Outcome(loss, feats, {"q/loss": loss, "q/mean": q.mean()}, values)
 
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from core.blueprint import NetSpec
 from core.clock import Clock
+from core.copies import follow
 from core.intervention import Intervention
 from core.optim import Adam
 from core.options import option
-from core.part import Outcome, Part, descend, follow
+from core.part import Outcome, Part, descend
 from core.randomness import Noise
 from core.spec import EnvSpec
 from core.state import Batch, States, Tensors, weights
@@ -39,7 +40,7 @@ class SACSettings:
 
     learning_rate: float = option(3e-4, above=0, help="Adam's step size, for critic, actor and temperature")
     weight_decay: float = option(0.0, low=0, help="decoupled (AdamW), on weight matrices of critic and actor")
-    batch_size: int = option(256, low=1, help="samples per update")
+    batch_size: int = option(256, low=1, high=65_536, help="samples per update")
     discount: float = option(0.99, low=0, high=1, help="gamma")
     n_step: int = option(1, low=1, help="rewards summed before bootstrapping")
     critics: int = option(2, low=1, help="independent critics; their minimum is used")
@@ -73,6 +74,9 @@ class SAC:
             net,
             self.critic_loss,
             optim=optim,
+            inputs=lambda b: (b["obs"], b["action"]),
+            logits=value.bins > 1,
+            decode=lambda out: value.decode(out).movedim(0, -1),
             copies=("target",),
             interventions=interventions,
         )
@@ -82,6 +86,7 @@ class SAC:
             net,
             self.actor_loss,
             optim=optim,
+            decode=lambda out: out[:, 0].tanh(),  # the mean action
             interventions=interventions,
         )
         self.alpha = Part(
@@ -90,6 +95,7 @@ class SAC:
             net,
             self.alpha_loss,
             optim=optim,
+            inputs=lambda b: (),
             interventions=interventions,
         )
         self.parts = {part.name: part for part in (self.critic, self.actor, self.alpha)}
@@ -102,28 +108,32 @@ class SAC:
         return {"critic": draw, "actor": draw}
 
     def critic_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
-        alpha, _ = self.alpha(s["alpha"].params)
-        action, log_prob, _ = self.sample(s["actor"].params, b["next_obs"], noise["critic"])
+        alpha, _ = self.alpha(weights(s["alpha"]))
+        action, log_prob, _ = self.sample(weights(s["actor"]), b["next_obs"], noise["critic"])
         next_out, _ = self.critic(s["critic"].copies["target"], b["next_obs"], action)
         reward = b["reward"] - b["discount"] * alpha * log_prob
-        target = self.value.backup(reward, b["discount"], self.worst(next_out))
+        worst = self.worst(next_out)
+        target = self.value.backup(reward, b["discount"], worst)
         out, feats = self.critic(params, b["obs"], b["action"])
         error = self.value.loss(out, target.expand(self.settings.critics, *target.shape))
         loss = (b["weight"] * error).sum(0).mean()
         q = self.value.decode(out)
-        values = {"q": q[0], "target": self.value.expected(target), "priority": error.mean(0)}
+        clipped = self.value.clipped(reward, b["discount"], worst)
+        values = {"q": q[0], "target": self.value.expected(target), "priority": error.mean(0), "clipped": clipped}
         return Outcome(loss, feats, {"critic/loss": loss, "critic/q_mean": q.mean()}, values)
 
     def actor_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
-        alpha, _ = self.alpha(s["alpha"].params)
+        alpha, _ = self.alpha(weights(s["alpha"]))
         action, log_prob, feats = self.sample(params, b["obs"], noise["actor"])
-        out, _ = self.critic(s["critic"].params, b["obs"], action)
+        out, _ = self.critic(weights(s["critic"]), b["obs"], action)
         loss = (alpha * log_prob - self.value.decode(out).amin(0)).mean()
         return Outcome(loss, feats, {"actor/loss": loss, "actor/entropy": -log_prob.mean()})
 
     def alpha_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
-        """b["entropy"] is the policy's, as the actor's step has just seen it (jaxrl)."""
+        """b["entropy"] is the policy's, as the actor's step has just seen it (jaxrl); an event has to ask the actor."""
         alpha, _ = self.alpha(params)
+        if "entropy" not in b:
+            b = b | {"entropy": -self.sample(weights(s["actor"]), b["obs"], noise["actor"])[1].mean()}
         loss = alpha * (b["entropy"] - self.target_entropy)
         return Outcome(loss, {}, {"alpha/value": alpha})
 

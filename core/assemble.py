@@ -31,6 +31,9 @@ def agent(config: Config, spec: EnvSpec) -> Any:
 def replay_options(config: Config, spec: EnvSpec) -> dict[str, Any]:
     """What the replay's constructor takes. It never holds more than the run can fill: two slots per agent step."""
     settings = config.replay
+    least = config.agent.n_step + spec.stack + 2  # a window, the frames before it, and the two ends of its episode
+    if settings.capacity < least:
+        raise ValueError(f"replay.capacity: {settings.capacity} given; expected at least {least}, to hold one window")
     fillable = 2 * -(-config.steps // spec.action_repeat)  # two: an episode may end with every step
     return dataclasses.asdict(settings) | {
         "capacity": min(settings.capacity, fillable),

@@ -12,6 +12,7 @@ from core.state import Tensors
 
 Section = Literal["encoder", "trunk", "head"]
 Kind = Literal["linear", "conv", "norm"]
+PRE = ".pre"  # a layer's pre-activations are features too, under its key with this behind it
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Layer:
     feats: str = ""  # key of the post-activation features of its units; "" if it has none
     readers: tuple[str, ...] = ()  # layers whose input columns read these units
     output: bool = False  # its units are the network's outputs
+    norm: str = ""  # the normalisation between it and its activation; "" if there is none
+    halves: int = 1  # features per unit: 2 behind CReLU, first all positive parts, then all negative ones
 
     def under(self, prefix: str) -> Layer:
         """The same layer seen from a network that holds this one as `prefix`."""
@@ -32,6 +35,7 @@ class Layer:
             name=f"{prefix}.{self.name}",
             feats=f"{prefix}.{self.feats}" if self.feats else "",
             readers=tuple(f"{prefix}.{reader}" for reader in self.readers),
+            norm=f"{prefix}.{self.norm}" if self.norm else "",
         )
 
 
@@ -44,8 +48,13 @@ class NetSpec:
     init: Literal["orthogonal", "xavier", "torch"] = option(
         "orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own"
     )
-    norm: Literal["none", "layer"] = option("none", help="between a layer and its activation")
+    norm: Literal["none", "layer", "batch"] = option("none", help="between a layer and its activation")
     norm_axes: Literal["image", "channel"] = option("image", help="of a convolution: (C, H, W), or C at each pixel")
+    activation: Literal["relu", "crelu", "aid"] = option("relu", help="of hidden layers")
+    aid_keep: float = option(0.99, low=0, high=1, help="activation=aid: share of positive parts that pass")
+    dropout: float = option(0.0, low=0, high=1, help="share of a dense layer's features that are zeroed in training")
+    units: float = option(1.0, above=0, help="factor on the units of every hidden layer")
+    auxiliary: int = option(0, low=0, help="linear heads on the last hidden layer, beside the output")
 
 
 class Network(Protocol):

@@ -44,14 +44,17 @@ class Clock:
         return getattr(self, unit)
 
     def total(self, unit: Unit) -> int:
-        """Length of the run in `unit`, as far as it is known; for tasks: no end."""
+        """Length of the run in `unit`."""
+        switches = min(self.switches, (self.steps - 1) // self.task_length) if self.task_length else 0
         if unit == "updates":  # every task warms up anew
-            switches = min(self.switches, (self.steps - 1) // self.task_length) if self.task_length else 0
             last = self.steps - switches * self.task_length
             return switches * self._updates_within(self.task_length) + self._updates_within(last)
-        return {"env_steps": self.steps, "agent_steps": math.ceil(self.steps / self.action_repeat), "tasks": 2**62}[
-            unit
-        ]
+        totals = {"env_steps": self.steps, "agent_steps": math.ceil(self.steps / self.action_repeat)}
+        return (totals | {"tasks": switches + 1})[unit]
+
+    def greatest(self, unit: Unit) -> int:
+        """The last count of `unit` that the run reaches; tasks are counted by the switches to them."""
+        return self.total(unit) - (unit == "tasks")
 
     def _updates_within(self, env_steps: int) -> int:
         return self._owed(math.ceil(env_steps / self.action_repeat) - self.warmup)

@@ -74,12 +74,19 @@ def load(argv: Sequence[str]) -> Config:
 
 def register(argv: Iterable[str] = ()) -> None:
     """Put everything that can be chosen into Hydra's store; `argv` may name Gymnasium environments."""
-    OmegaConf.register_new_resolver("at_most_a_tenth", lambda whole, wanted: min(wanted, whole // 10), replace=True)
+    OmegaConf.register_new_resolver(
+        "at_most", lambda share, whole, wanted: min(wanted, int(share * whole)), replace=True
+    )
     _register_rooms()
     for arg in argv:
         if arg.startswith("env="):
             for name in re.findall(r"gym/[^,\[\]\s]+", arg):
                 _register_env(name)
+
+
+def _at_most(share: float, whole: int, wanted: int) -> int:
+    """What is wanted, but no more than a share of the whole: how a default fits itself to a short run."""
+    return min(wanted, int(share * whole))
 
 
 @functools.cache
@@ -191,6 +198,8 @@ def _check_overrides(overrides: Sequence[Override], multirun: bool) -> None:
     for override in overrides:
         key = override.key_or_group
         root = key.partition(".")[0]
+        if key.startswith(("hydra.run", "hydra.sweep.", "hydra.output_subdir")):
+            raise BadConfig(f"{key}: the folder of a run is set by run_dir")
         if root.partition("/")[0] == "hydra":
             continue
         if root not in names:

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from core import rooms
+from core.clock import Clock
+from core.instance import intervention
 from core.options import build, nearest, option, plain, show
 
 
@@ -81,8 +83,9 @@ class Run:
     eval_every: int = option(5_000, low=0, help="env steps between evaluations; 0: only at the end")
     eval_episodes: int = option(10, low=1, help="episodes per evaluation and seed")
     final_episodes: int = option(0, low=0, help="episodes of the last evaluation; 0: eval_episodes")
-    observe_every: int = option(1_000, low=0, help="updates between diagnostics; 0: none")
-    rank_every: int = option(10_000, low=0, help="updates between diagnostics of feature rank; 0: none")
+    observe_every: int = option(2_000, low=0, help="updates between cheap diagnostics; 0: none")
+    rank_every: int = option(10_000, low=0, help="updates between ranks, churn and spectra; 0: none")
+    probe_every: int = option(0, low=0, help="updates between tangent kernels, curvature and probes; 0: none")
     log_every: int = option(1_000, low=1, help="env steps between rows of metrics")
 
     def __post_init__(self) -> None:
@@ -90,6 +93,12 @@ class Run:
             raise ValueError(f"seeds: {list(self.seeds)} given; expected at least one seed, and each once")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device: {self.device} given; expected cpu | cuda | cuda:N")
+        switches = len(self.stream.tasks) - 1
+        if switches > 0 and self.stream.steps * switches >= self.steps:
+            raise ValueError(
+                f"stream.steps: {self.stream.steps} given; with steps={self.steps} the last of {switches + 1} tasks "
+                f"would never begin; expected less than {-(-self.steps // switches)}, or more steps"
+            )
         if self.warmup >= self.steps:
             raise ValueError(
                 f"warmup: {self.warmup} given; expected less than steps={self.steps}, or nothing is learned"
@@ -132,19 +141,33 @@ def from_plain(tree: Mapping[str, Any]) -> Config:
     run = build(Run, tree)
     name = env.pop("name")
     _check_envs(name, run.stream.tasks)
+    options = _env_options(name, env)
+    clock = clock_of(run, options.get("action_repeat", 1))
+    if clock.total("updates") < 1:
+        raise ValueError(
+            f"replay_ratio: {run.replay_ratio:g} given; with steps={run.steps} and warmup={run.warmup} nothing is "
+            "learned: no update is due"
+        )
+    chosen = [entry["name"] for entry in entries if "kind" in entry]
     config = Config(
         **vars(run),
         env=name,
-        env_options=_env_options(name, env),
+        env_options=options,
         agent_name=groups["agent"]["name"],
         agent_kind=groups["agent"].get("kind") or groups["agent"]["name"],
         agent=_choice("agent", groups["agent"], {k: c.Settings for k, c in rooms.classes("agent").items()}),
         net=_choice("net", groups["net"], rooms.classes("net")),
         value=_choice("value", groups["value"], rooms.classes("value")),
         replay=_choice("replay", groups["replay"], REPLAYS),
-        interventions=tuple(_intervention(dict(entry), run) for entry in entries),
+        interventions=tuple(intervention(dict(entry), clock, chosen) for entry in entries),
     )
     return config if config.run_dir else dataclasses.replace(config, run_dir=default_run_dir(config))
+
+
+def clock_of(run: Run, action_repeat: int) -> Clock:
+    """The run's clock at its start. action_repeat: env steps per agent step."""
+    switches = max(0, len(run.stream.tasks) - 1)
+    return Clock(run.steps, run.replay_ratio, run.warmup, action_repeat, run.stream.steps * (switches > 0), switches)
 
 
 def resolved(config: Config) -> dict[str, Any]:
@@ -204,6 +227,8 @@ def setting_up() -> Iterator[None]:
     """Inside this block a ValueError means that the configuration does not fit; `main` tells it in one line."""
     try:
         yield
+    except OSError as error:
+        raise BadConfig(f"{error.filename}: {error.strerror}") from error
     except ValueError as error:
         raise BadConfig(str(error)) from error
 
@@ -229,6 +254,8 @@ def _choice(group: str, node: dict[str, Any], table: Mapping[str, type]) -> Any:
     if kind not in table:
         raise ValueError(f"{group}: {kind} given; {nearest(kind, table)}")
     conditional = {choice: node.pop(choice) for choice in table if choice in node}
+    for choice, settings in conditional.items():
+        build(table[choice], settings, f"{group}.{choice}")  # a misspelt setting is one, chosen or not
     return build(table[kind], {**conditional.get(kind, {}), **node}, group)
 
 
@@ -259,40 +286,3 @@ def _env_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if settings is None and options:
         raise ValueError(f"env.{next(iter(options))}: no such setting; {name} has none")
     return plain(build(settings, options, "env")) if settings else {}
-
-
-def _intervention(entry: dict[str, Any], run: Run) -> Any:
-    """An instance with its settings. Raises ValueError if it has an event that would never happen in this run."""
-    name = entry.pop("name")
-    key = f"interventions.{name}"
-    kind = entry.pop("kind", None)
-    if kind is None:
-        given = next(iter(entry), "...")
-        raise ValueError(f"{key}.{given}: {name} is not chosen; add it, as in interventions=[{name}]")
-    intervention: Any = build(rooms.intervention(kind), entry, key)
-    intervention.name = name
-    when, acts = intervention.when, intervention.acts_at("event")
-    if acts and not when:
-        raise ValueError(
-            f"{key}.when.every: {name} acts by events and has no schedule; set {key}.when.every or .when.at"
-        )
-    if when and not acts:
-        raise ValueError(f"{key}.when: {name} has no event, so a schedule does nothing; leave it out")
-    length = int(run.steps * (run.replay_ratio if when.unit == "updates" else 1))
-    if acts and when.unit != "tasks" and not _comes_due(when, length):
-        wish = " that leaves a full interval after it (skip_last)" if when.every and when.skip_last else ""
-        raise ValueError(
-            f"{key}.when.{'every' if when.every else 'at'}: no event{wish} is due within this run's "
-            f"{length} {when.unit.replace('_', ' ')}"
-        )
-    return intervention
-
-
-def _comes_due(when: Any, length: int) -> bool:
-    """Whether the schedule has a count within `length`, an upper bound of the run in the schedule's unit."""
-    end = min(length, when.stop or length)
-    if when.every:
-        first = max(1, -(-when.start // when.every)) * when.every
-        if first <= end and first + when.skip_last * when.every <= length:
-            return True
-    return any(when.start <= count <= end for count in when.at)

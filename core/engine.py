@@ -27,11 +27,14 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from core.clock import Clock, Unit
+from core.controls import controlled
+from core.diagnostics import Tier, finite, measure
 from core.events import Context
 from core.intervention import Intervention
 from core.ledger import entry
-from core.part import Part, Step, check_parts
+from core.part import Part, Step
 from core.randomness import Noise, draw, draw_on_host, keys_tensor
+from core.selection import check_parts
 from core.state import Batch, State, States, Tensors, clone, member, stack, write
 
 Sample = Callable[[str, int], Batch]  # (stream, count) -> a batch [n, B, ...]
@@ -67,7 +70,10 @@ class Engine:
         births = [{name: part.birth(seed, device) for name, part in learner.parts.items()} for seed in seeds]
         self.states: States = stack(births)
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
-        self.noise = learner.noise(batch_size)
+        self.loss_noise = learner.noise(batch_size)  # of losses alone: what the networks take in evaluation
+        self.noise = dict(self.loss_noise)
+        for part in learner.parts.values():
+            self.noise |= part.noise(batch_size)
         self._keys = self._keys_of("update")
 
         parts = learner.parts.values()
@@ -130,50 +136,78 @@ class Engine:
         """Apply the events that are due, in the order of the list; eager, seed by seed. -> ledger rows."""
         rows = []
         for intervention in self.learner.interventions:
-            if not (intervention.acts_at("event") and intervention.when.unit in units and intervention.when.due(clock)):
+            if not (
+                intervention.overrides("event") and intervention.when.unit in units and intervention.when.due(clock)
+            ):
                 continue
             for part in self.learner.parts.values():
                 if intervention in part.interventions:
                     members = self.alive.nonzero().flatten().tolist()  # a frozen one has nothing left to change
-                    rows += [self._event(intervention, part, i, clock, sample) for i in members]
+                    for i in members:
+                        rows += self._event(intervention, part, i, clock, sample)
         return rows
 
-    def _event(self, intervention: Intervention, part: Part, i: int, clock: Clock, sample: Sample) -> dict:
-        states = member(self.states, i)
-        old = states[part.name]
-        stream = f"event/{intervention.name}/{part.name}"
-
-        def draw_batch() -> tuple[Batch, Tensors]:
-            batch = member(sample(stream, clock.updates), i) | {"update": torch.tensor(clock.updates)}
-            return batch, member(draw(self.noise, self._keys_of(stream), torch.tensor(clock.updates)), i)
-
-        ctx = Context(part, states, clock, self.seeds[i], intervention.name, self.device, draw_batch)
-        new = intervention.event(part, old, ctx)
-        row = entry(intervention, part, self.seeds[i], clock, old, new)
+    def _event(self, intervention: Intervention, part: Part, i: int, clock: Clock, sample: Sample) -> list[dict]:
+        """The row of an event; none if its condition does not hold."""
+        states, when = member(self.states, i), intervention.when
+        old, seed = states[part.name], self.seeds[i]
+        if when.yoke and not when.yoked(intervention.name, part.name, seed, i, clock):
+            return []
+        ctx = self._context(intervention, part, i, states, clock, sample)
+        found = {}
+        if when.metric:
+            found = {when.metric: measure(when.metric, part, old, ctx.step())}
+            happens, memory = when.judge(found[when.metric], old.memory[intervention.name], clock)
+            write({k: old.memory[intervention.name][k] for k in memory}, memory)
+            if not happens:
+                return []
+        new = controlled(intervention.control, old, intervention.event(part, old, ctx), ctx)
+        row = entry(intervention, part, seed, clock, old, new)
         if new is not old:
             write(old, clone(new))
-        return row
+        return [row | found]
+
+    def _context(
+        self, intervention: Intervention, part: Part, i: int, states: States, clock: Clock, sample: Sample
+    ) -> Context:
+        stream = f"event/{intervention.name}/{part.name}"
+
+        def draw_batch(number: int) -> tuple[Batch, Tensors]:
+            name = f"{stream}/{number}" if number else stream
+            batch = member(sample(name, clock.updates), i) | {"update": torch.tensor(clock.updates)}
+            noise = draw(self.loss_noise, self._keys_of(name), torch.tensor(clock.updates))
+            return batch, member(noise, i)
+
+        control = intervention.control
+        return Context(part, states, clock, self.seeds[i], intervention.name, self.device, draw_batch, control)
 
     # observation
 
-    def observe(self, batch: Batch, clock: Clock, diagnostics: Sequence[Callable]) -> dict[str, list[float]]:
-        """Run diagnostics on a batch; nothing of training is touched. -> {"part/name": one number per member}."""
+    def observe(self, batch: Batch, clock: Clock, tier: Tier) -> Tensors:
+        """Run a tier of diagnostics on a batch; nothing of training is touched.
+
+        -> {"part/name": [n], or [n, height, width] for a matrix} on the host; nan for a member that overflows.
+        """
         n, count = len(self.seeds), torch.tensor(clock.updates, device=self.device)
-        size = batch["reward"].shape[1]
-        noise = draw(self.learner.noise(size), self._keys_of("observe"), count)
-        found: dict[str, list[Tensor]] = {}
+        size = next(iter(batch.values())).shape[1]
+        noise = draw(self.learner.noise(size), self._keys_of("observe"), count)  # without masks: as in evaluation
+        found: list[Tensors] = []
         for i in range(n):
+            mine: Tensors = {}
             states = member(self.states, i)
-            mine = member(batch, i) | {"update": count, "alive": self.alive[i]}
+            seen = member(batch, i) | {"update": count, "alive": self.alive[i]}
             for part in self.learner.parts.values():
                 if not part.layers:
                     continue
-                grads, outcome = part.gradient(states, mine, member(noise, i))
-                step = Step(mine, member(noise, i), outcome, grads)
-                for diagnostic in diagnostics:
-                    for name, value in diagnostic(part, states[part.name], step).items():
-                        found.setdefault(f"{part.name}/{name}", []).append(value)
-        return {name: torch.stack([v.float() for v in values]).tolist() for name, values in found.items()}
+                at = (states, seen, member(noise, i))
+                grads, outcome = part.gradient(*at, observing=True) if tier.gradients else ({}, part.outcome(*at))
+                step = Step(seen, member(noise, i), outcome, grads, states)
+                for diagnostic in tier.diagnostics if finite(step) else ():
+                    values = diagnostic(part, states[part.name], step)
+                    mine |= {f"{part.name}/{name}": value.float().cpu() for name, value in values.items()}
+            found.append(mine)
+        known = {name: torch.full_like(value, torch.nan) for mine in found for name, value in mine.items()}
+        return {name: torch.stack([mine.get(name, nothing) for mine in found]) for name, nothing in known.items()}
 
     def diverged(self) -> list[bool]:
         """Which members have been frozen. Waits for the device."""
@@ -201,8 +235,7 @@ def _write_trained(state: State, new: State, alive: Tensor) -> None:
     def gate(value: Tensor, old: Tensor) -> Tensor:
         return torch.where(alive.reshape(alive.shape + (1,) * (old.ndim - alive.ndim)), value, old)
 
-    trained = State._fields
-    for field in trained:
+    for field in State._fields:
         if field != "birth":
             write(getattr(state, field), getattr(new, field), gate)
 

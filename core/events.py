@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from core.clock import Clock
+from core.controls import Control
 from core.intervention import CopyRule, OptimizerRule
 from core.part import Part, Step, replant
+from core.randomness import fork_torch
 from core.state import Batch, State, States, Tensors
 
 
@@ -25,19 +28,34 @@ class Context:
     seed: int
     instance: str  # name of the intervention
     device: torch.device | str
-    sample: Callable[[], tuple[Batch, Tensors]]  # a batch of this seed with its noise, from the event's own stream
+    sample: Callable[[int], tuple[Batch, Tensors]]  # batch number k of this seed with its noise, of the event's own
+    control: Control = "none"
 
     def fresh(self, purpose: str = "params") -> Tensors:
-        """A new draw from the initialisers, a function of (seed, intervention, part, purpose, time) alone."""
-        stream = f"event/{self.instance}/{self.part.name}/{purpose}"
-        count = (self.clock.updates, self.clock.agent_steps, self.clock.tasks)
-        return {k: p.to(self.device) for k, p in self.part.fresh(self.seed, stream, *count).items()}
+        """A new draw from the initialisers, a function of (seed, intervention, part, purpose, time) alone.
 
-    def step(self) -> Step:
-        """Loss, features and gradient of this part on a batch of its own."""
-        batch, noise = self.sample()
-        grads, outcome = self.part.gradient(self.states, batch, noise)
-        return Step(batch, noise, outcome, grads)
+        The control "birth" gets the weights at birth instead.
+        """
+        drawn = self.part.fresh(self.seed, self._stream(purpose), *self._time())
+        drawn = {k: value.to(self.device) for k, value in drawn.items()}
+        return drawn | self.states[self.part.name].birth if self.control == "birth" else drawn
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers, a function of the same."""
+        with fork_torch(self.seed, self._stream(purpose), *self._time()):
+            return torch.randn(*shape).to(self.device)
+
+    def _stream(self, purpose: str) -> str:
+        return f"event/{self.instance}/{self.part.name}/{purpose}"
+
+    def _time(self) -> tuple[int, ...]:
+        return self.clock.updates, self.clock.agent_steps, self.clock.tasks
+
+    def step(self, number: int = 0) -> Step:
+        """Loss, features and gradient of this part on a batch of its own; the network runs as in evaluation."""
+        batch, noise = self.sample(number)
+        grads, outcome = self.part.gradient(self.states, batch, noise, observing=True)
+        return Step(batch, noise, outcome, grads, self.states)
 
 
 def redraw(
@@ -55,16 +73,20 @@ def redraw(
     """theta <- keep theta + noise phi on the named tensors: the one core of resets and of Shrink & Perturb.
 
     phi is a fresh draw or the birth weights. `rules` says for each slow copy: "keep" it, "copy" the new weights, or
-    apply the rule to the copy's own values with the "same_draw" or its "own_draw".
+    apply the rule to the copy's own values with the "same_draw" or its "own_draw". Where nothing is kept, the running
+    statistics of the layers concerned begin anew as well.
     """
     part = ctx.part
+    prefixes = tuple({name.rpartition(".")[0] + "." for name in names})
+    counted = [k for k in s.buffers if k.startswith(prefixes)] if not keep else []
 
     def mix(theta: Tensors, phi: Tensors) -> Tensors:
         return {k: (keep * theta[k] if keep else 0.0) + noise * phi[k] for k in names}
 
     phi = ctx.fresh() if toward == "fresh" else s.birth
     new = mix(s.params, phi)
-    copies = {}
+    buffers = {k: value for k, value in ctx.fresh().items() if k in counted} if counted else {}
+    copies: dict[str, Tensors] = {}
     for role, rule in rules.items():
         if rule == "copy":
             copies[role] = {k: p.clone() for k, p in new.items()}
@@ -72,5 +94,7 @@ def redraw(
             copies[role] = mix(s.copies[role], phi)
         elif rule == "own_draw":
             copies[role] = mix(s.copies[role], ctx.fresh(role) if toward == "fresh" else s.birth)
+        if rule != "keep":
+            copies[role] |= {k: value.clone() for k, value in buffers.items()}
     birth = {k: phi[k] for k in names} if renew_birth else None
-    return replant(part, s, new, copies=copies, birth=birth, optimizer=optimizer)
+    return replant(part, s, new, copies=copies, birth=birth, buffers=buffers, optimizer=optimizer)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def sync(path: Path) -> None:
@@ -23,6 +25,14 @@ def write(path: Path, content: bytes | memoryview | str) -> None:
     sync(aside)
     os.replace(aside, path)
     sync(path.parent)
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """What a file of JSON holds; `default` without the file. Raises ValueError if it is damaged."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else default
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged ({error}); remove it, and the same command goes on without") from error
 
 
 def make_folder(path: Path) -> None:

@@ -2,8 +2,8 @@
 
 A network's life has five moments. An intervention overrides the methods of those it acts at, and touches nothing else:
 
-1. `build`       before birth: edit the blueprint
-2. `remember`    at birth: what must be kept beside the network
+1. `build`       before birth: edit the blueprint; by `tune` the optimizer's settings, by `forward` the way to outputs
+2. `remember`    at birth: what must be kept beside the network; by `carry`, what it runs on beside its parameters
 3. `penalty`     in the loss of every update
 4. `after_step`  after every optimizer step
 5. `event`       now and then, when `when` says so
@@ -15,59 +15,38 @@ execution. An intervention sees one `Part`, never an agent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from core.clock import Clock, Unit
+from core.controls import Control
+from core.options import option
+from core.when import When
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from core.blueprint import NetSpec
     from core.events import Context
-    from core.part import Part, Step
+    from core.optim import Adam
+    from core.part import Output, Part, Step
+    from core.randomness import Noise
     from core.state import State, Tensors
 
 CopyRule = Literal["keep", "copy", "same_draw", "own_draw"]
 OptimizerRule = Literal["keep", "touched", "all"]
 
 
-@dataclass(frozen=True)
-class When:
-    """A schedule for `event`. Empty means no schedule."""
-
-    every: int = 0  # at every multiple of this many units
-    at: tuple[int, ...] = ()  # and at these counts
-    start: int = 0  # not before this count
-    stop: int = 0  # nor after this one; 0: no end
-    unit: Unit = "updates"  # updates | agent_steps | env_steps | tasks
-    skip_last: bool = False  # do not fire with less than one full `every` left: no score within a recovery
-
-    def __post_init__(self) -> None:
-        if self.every < 0 or self.start < 0 or self.stop < 0 or any(count < 1 for count in self.at):
-            raise ValueError("counts of a schedule are positive: every >= 0, start >= 0, stop >= 0, at >= 1")
-
-    def __bool__(self) -> bool:
-        return self.every > 0 or bool(self.at)
-
-    def due(self, clock: Clock) -> bool:
-        """Did the clock's latest advance in `unit` reach a count of this schedule?"""
-        before, now = clock.last.get(self.unit, 0), clock.now(self.unit)
-        if now == before or now < self.start or (self.stop and now > self.stop):
-            return False
-        periodic = clock.passed(self.every, self.unit)
-        if periodic and self.skip_last and now + self.every > clock.total(self.unit):
-            periodic = False
-        return periodic or any(before < count <= now for count in self.at)
-
-
 @dataclass(kw_only=True)
 class Intervention:
     """Base of all interventions; every method here does nothing."""
 
+    exclusive: ClassVar[str] = ""  # what only one intervention of a part can do, as "projects the weights"
+
     on: tuple[str, ...] = ("*",)  # parts, by name or pattern; "*" is every part that has layers
     where: tuple[str, ...] = ("all",)  # parameters: all | encoder | trunk | head | output | a name pattern
     when: When = field(default_factory=When)  # for `event` only
+    control: Control = option("none", help="for `event` only: one of its matched controls instead (core/controls.py)")
     name: str = field(default="", init=False)  # of the instance; the loader sets it
 
     @property
@@ -80,12 +59,28 @@ class Intervention:
         """Role of the slow copy that its paper evaluates; "" if it evaluates what is trained."""
         return ""
 
-    def build(self, spec: NetSpec) -> NetSpec:
-        """Moment 1. The blueprint as this intervention wants it."""
+    def build(self, spec: NetSpec, size: Callable[[NetSpec], int]) -> NetSpec:
+        """Moment 1. The blueprint as this intervention wants it; `size` counts the parameters of a blueprint."""
         return spec
 
+    def tune(self, part: Part, optim: Adam) -> Adam:
+        """Moment 1. The optimizer's settings as this intervention wants them."""
+        return optim
+
+    def forward(self, part: Part, run: Callable[[Tensors], Output], numbers: Tensors) -> Output:
+        """Moment 1. How the network's output comes about; `run` computes it as it would be without this."""
+        return run(numbers)
+
+    def draws(self, part: Part) -> dict[str, Noise]:
+        """Random numbers that moments 3 and 4 take in each update, in `step.noise["PART/INTERVENTION/NAME"]`."""
+        return {}
+
     def remember(self, part: Part, params: Tensors) -> Tensors:
-        """Moment 2. Tensors to keep in `State.memory[self.name]`."""
+        """Moment 2. Tensors to keep in `State.memory[self.name]`: the intervention's own."""
+        return {}
+
+    def carry(self, part: Part, params: Tensors) -> Tensors:
+        """Moment 2. Untrained numbers the network runs on, for `forward`: "INTERVENTION/NAME" in buffers and copies."""
         return {}
 
     def penalty(self, part: Part, params: Tensors, s: State, step: Step) -> Tensor | float:
@@ -100,6 +95,6 @@ class Intervention:
         """Moment 5. The state after the event; the very same object `s` if it selected nothing."""
         return s
 
-    def acts_at(self, moment: str) -> bool:
-        """Whether it overrides the method of that name."""
-        return getattr(type(self), moment) is not getattr(Intervention, moment)
+    def overrides(self, method: str) -> bool:
+        """Whether it does something of its own in that method."""
+        return getattr(type(self), method) is not getattr(Intervention, method)

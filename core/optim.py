@@ -27,14 +27,17 @@ class Adam:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    decay: float = 0.0  # decoupled weight decay, on tensors with more than one axis only
+    decay: float = 0.0  # decoupled weight decay
+    decays: frozenset[str] | None = None  # names that decay; None: all tensors with more than one axis
+    elementwise: bool = False  # a step count for every entry, so that single units can start anew
+    hold: bool = False  # moments advance and weights stay: an intervention moves them
 
     def start(self, params: Tensors) -> Slots:
         """Slots of an optimizer that has taken no step."""
         return {
             "m": {k: torch.zeros_like(p) for k, p in params.items()},
             "v": {k: torch.zeros_like(p) for k, p in params.items()},
-            "t": {k: p.new_zeros(()) for k, p in params.items()},
+            "t": {k: torch.zeros_like(p) if self.elementwise else p.new_zeros(()) for k, p in params.items()},
         }
 
     def step(self, params: Tensors, grads: Tensors, slots: Slots) -> tuple[Tensors, Slots]:
@@ -46,14 +49,20 @@ class Adam:
             v[k] = slots["v"][k] * self.b2 + grads[k].square() * (1 - self.b2)
             step_size = self.lr / (1 - self.b1 ** t[k])
             denominator = (v[k] / (1 - self.b2 ** t[k])).sqrt() + self.eps
-            new[k] = p * (1 - self.lr * self._decay(p)) - step_size * m[k] / denominator
+            new[k] = p if self.hold else p * (1 - self.lr * self._decay(k, p)) - step_size * m[k] / denominator
         return new, {"m": m, "v": v, "t": t}
+
+    def direction(self, name: str, slots: Slots) -> Tensor:
+        """What a step subtracts from a tensor, in learning rates, by the moments as they are."""
+        m, v, t = (slots[slot][name] for slot in ("m", "v", "t"))
+        return m / (1 - self.b1**t) / ((v / (1 - self.b2**t)).sqrt() + self.eps)
 
     def step_(self, params: Tensors, grads: Tensors, slots: Slots, skip: Tensor) -> None:
         """The same step in place, by torch's fused kernel where it can; nothing moves where `skip` () is 1."""
         single = [k for k in params if slots["t"][k].ndim == 0]
-        for decay in {self._decay(params[k]) for k in single}:
-            self._fused([k for k in single if self._decay(params[k]) == decay], params, grads, slots, skip, decay)
+        decays = {k: self._decay(k, params[k]) for k in single}
+        for decay in set(decays.values()):
+            self._fused([k for k in single if decays[k] == decay], params, grads, slots, skip, decay)
         rest = [k for k in params if slots["t"][k].ndim > 0]  # the kernel knows one step count per tensor
         if rest:
             old = {"params": params, **slots}
@@ -75,7 +84,7 @@ class Adam:
             [slots["v"][k] for k in names],
             [],
             t,
-            lr=self.lr,
+            lr=0.0 if self.hold else self.lr,
             beta1=self.b1,
             beta2=self.b2,
             weight_decay=decay,
@@ -86,5 +95,5 @@ class Adam:
         )
         torch._foreach_sub_(t, [skip] * len(t))
 
-    def _decay(self, p: Tensor) -> float:
-        return self.decay if p.ndim > 1 else 0.0
+    def _decay(self, name: str, p: Tensor) -> float:
+        return self.decay if (p.ndim > 1 if self.decays is None else name in self.decays) else 0.0

@@ -1,23 +1,26 @@
-"""A Part is one network and how it is improved. `descend` takes a step; `follow` and `replant` move copies and weights.
+"""A Part is one network and how it is improved. `descend` takes a step; `replant` puts new weights in place.
 
-One rule keeps losses short: gradient flows only through the argument `params`. Whatever is read from `states` is a
-constant, so nothing is ever detached.
+Two rules keep losses short. Gradient flows only through the argument `params`: whatever is read from `states` is a
+constant, so nothing is ever detached. And `params` is the network in training: it brings the masks of dropout and the
+like, and sums up batch statistics; `weights(s)` and slow copies run as in evaluation.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from core.blueprint import NetSpec
+from core.blueprint import PRE, NetSpec
 from core.intervention import Intervention, OptimizerRule
 from core.optim import Adam
-from core.randomness import fork_torch
+from core.randomness import Noise, fork_torch
+from core.selection import matches, named
 from core.state import Batch, State, States, Tensors
 
 
@@ -38,10 +41,17 @@ class Step(NamedTuple):
     noise: Tensors
     outcome: Outcome
     grads: Tensors  # {} in a penalty
+    states: States = {}  # of all parts, as the loss saw them
 
 
+Output = tuple[Tensor, Tensors]  # of a network: its output, its features
 LossFn = Callable[[Tensors, States, Batch, Tensors], Outcome]
 #                  params   all parts batch  noise
+
+
+def observations(batch: Batch) -> tuple[Tensor, ...]:
+    """What most networks take from a batch."""
+    return (batch["obs"],)
 
 
 class Part:
@@ -55,35 +65,53 @@ class Part:
         loss: LossFn,
         *,
         optim: Adam,
+        inputs: Callable[[Batch], tuple[Tensor, ...]] = observations,  # what the network takes from a batch
+        logits: bool = False,  # its outputs are unnormalised log-probabilities along the last axis
+        decode: Callable[[Tensor], Tensor] = lambda out: out,  # what its outputs stand for, as [B, numbers]
+        greedy: bool = False,  # of these numbers the largest is chosen
         copies: tuple[str, ...] = (),
         averaged: bool = True,  # the agent lets its copies follow as averages; else it copies now and then
         interventions: Sequence[Intervention] = (),
     ) -> None:
-        self.name, self.loss, self.optim, self.averaged = name, loss, optim, averaged
+        self.name, self.loss, self.inputs, self.logits = name, loss, inputs, logits
+        self.decode, self.greedy, self.averaged = decode, greedy, averaged
         self.fused = False  # the engine's choice: step in place by torch's fused kernel (see `descend`)
         self.compiled_gradient = self.gradient  # the engine may put a compiled one here
         self.net = _drawing(make, spec)
         has_layers = bool(self.net.chains())
-        self.interventions = tuple(i for i in interventions if _matches(name, has_layers, i.on))
+        self.interventions = tuple(i for i in interventions if matches(name, has_layers, i.on))
         for intervention in self.interventions:
-            spec = intervention.build(spec)
+            spec = intervention.build(spec, lambda edited: sum(p.numel() for p in _drawing(make, edited).parameters()))
         self.spec, self._make = spec, make
         self.net = _drawing(make, spec)
+        self.shapes = {name: p.shape for name, p in self.net.named_parameters()}
         self.chains = tuple(tuple(chain) for chain in self.net.chains())
         self.layers = tuple(dict.fromkeys(layer for chain in self.chains for layer in chain))
         self.copies = tuple(dict.fromkeys([*copies, *(role for i in self.interventions for role in i.copies)]))
         for intervention in self.interventions:
-            self.names(intervention.where)  # a pattern that matches nothing is an error now, not in an hour
+            with named(intervention):
+                self.names(intervention.where)  # a pattern that matches nothing is an error now, not in an hour
+                optim = intervention.tune(self, optim)
+        self.optim = optim
+        self._wrapping = [i for i in self.interventions if i.overrides("forward")]
+        self._masks = frozenset(self._layer_noise(1))
 
-    def __call__(self, params: Tensors, *inputs: Tensor, buffers: Tensors | None = None, **options):
-        """Run the network with these numbers. -> (output, features); `options` go to its forward."""
-        return functional_call(self.net, params | buffers if buffers else params, inputs, options)
+    def __call__(self, numbers: Tensors, *inputs: Tensor) -> Output:
+        """Run the network on these numbers, buffers included. -> (output, features)"""
+
+        def run(numbers: Tensors) -> Output:
+            own = {k: value for k, value in numbers.items() if "/" not in k}  # the others belong to interventions
+            return functional_call(self.net, own, inputs, tie_weights=False)
+
+        for intervention in self._wrapping:
+            run = partial(intervention.forward, self, run)
+        return run(numbers)
 
     # names
 
     def names(self, where: Iterable[str] = ("all",)) -> list[str]:
         """Parameter names selected by sections, "output", "all" or patterns, in the network's order."""
-        every = [name for name, _ in self.net.named_parameters()]
+        every = list(self.shapes)
         chosen: set[str] = set()
         for word in where:
             found = self._select(word, every)
@@ -105,48 +133,102 @@ class Part:
             return [name for name in every if name.startswith(prefixes)]
         return fnmatch.filter(every, word)
 
+    def matrices(self, where: Iterable[str] = ("all",)) -> list[str]:
+        """Names of selected matrices and kernels: what has more than one axis. Raises ValueError if there is none."""
+        chosen = [name for name in self.names(where) if len(self.shapes[name]) > 1]
+        if not chosen:
+            raise ValueError(
+                f"where=[{','.join(where)}] selects only biases, gains and shifts of part {self.name}; "
+                "expected a matrix or kernel among them, or leave the part out of `on`"
+            )
+        return chosen
+
     def norm_names(self) -> set[str]:
         """Names of the scales and shifts of normalisation layers."""
         prefixes = tuple(layer.name + "." for layer in self.layers if layer.kind == "norm")
-        return {name for name, _ in self.net.named_parameters() if name.startswith(prefixes)}
+        return {name for name in self.shapes if name.startswith(prefixes)}
 
     # birth
 
     def fresh(self, seed: int, stream: str, *counters: int) -> Tensors:
-        """A new draw from the network's initialisers, on the CPU."""
+        """A new draw from the network's initialisers, on the CPU: parameters, and buffers as a newborn has them."""
         with fork_torch(seed, stream, *counters):
             net = self._make(self.spec)
-        return {name: p.detach().clone() for name, p in net.named_parameters()}
+        return {name: value.detach().clone() for name, value in net.state_dict().items()}
 
     def birth(self, seed: int, device: torch.device | str = "cpu") -> State:
         """The state of a newborn network."""
-        params = {k: p.to(device) for k, p in self.fresh(seed, f"birth/{self.name}").items()}
-        with fork_torch(seed, f"birth/{self.name}"):
-            buffers = {k: b.detach().clone().to(device) for k, b in self._make(self.spec).named_buffers()}
-        copy = {k: p.clone() for k, p in params.items()}
+        drawn = {k: value.to(device) for k, value in self.fresh(seed, f"birth/{self.name}").items()}
+        params = {k: drawn[k] for k in self.names()}
+        memory = {}
+        for intervention in self.interventions:
+            with named(intervention):
+                carried = intervention.carry(self, params)
+                memory[intervention.name] = intervention.remember(self, params) | intervention.when.memory(params)
+            drawn |= {f"{intervention.name}/{k}": value.clone() for k, value in carried.items()}
+        buffers = {k: value for k, value in drawn.items() if k not in params}
         return State(
             params=params,
-            birth={k: p.clone() for k, p in copy.items()},
-            copies={role: {k: p.clone() for k, p in copy.items()} for role in self.copies},
+            birth={k: p.clone() for k, p in params.items()},
+            copies={role: {k: value.clone() for k, value in drawn.items()} for role in self.copies},
             optim=self.optim.start(params),
             buffers=buffers,
-            memory={i.name: i.remember(self, params) for i in self.interventions},
+            memory=memory,
         )
 
     # training
 
-    def gradient(self, states: States, batch: Batch, noise: Tensors) -> tuple[Tensors, Outcome]:
-        """Gradient of loss plus penalties with respect to this part's parameters, and what the loss returned."""
-        s = states[self.name]
+    def noise(self, batch_size: int) -> dict[str, Noise]:
+        """Random numbers one update takes beside those of the loss: "PART/LAYER.BUFFER", "PART/INTERVENTION/NAME"."""
+        found = {f"{self.name}/{key}": noise for key, noise in self._layer_noise(batch_size).items()}
+        for intervention in self.interventions:
+            for key, noise in intervention.draws(self).items():
+                found[f"{self.name}/{intervention.name}/{key}"] = noise
+        return found
+
+    def _layer_noise(self, batch_size: int) -> dict[str, Noise]:
+        return {
+            f"{path}.{buffer}": noise
+            for path, module in self.net.named_modules()
+            if hasattr(module, "training_inputs")
+            for buffer, noise in module.training_inputs(batch_size).items()
+        }
+
+    def gradient(
+        self, states: States, batch: Batch, noise: Tensors, observing: bool = False
+    ) -> tuple[Tensors, Outcome]:
+        """Gradient of loss plus penalties with respect to this part's parameters, and what the loss returned.
+
+        Without the noise of its layers the network runs as in evaluation. Pre-activations are among the features only
+        with `observing`: an update need not write them to memory.
+        """
+        objective = self._objective(states, batch, noise, observing)
+        return torch.func.grad(objective, has_aux=True)(states[self.name].params)
+
+    def outcome(self, states: States, batch: Batch, noise: Tensors) -> Outcome:
+        """What the loss returns, pre-activations among the features; a third of the gradient's time."""
+        with torch.no_grad():
+            return self._objective(states, batch, noise, observing=True)(states[self.name].params)[1]
+
+    def _objective(
+        self, states: States, batch: Batch, noise: Tensors, observing: bool
+    ) -> Callable[[Tensors], tuple[Tensor, Outcome]]:
+        """Loss plus penalties as a function of the parameters alone, with what the loss returned."""
+        s, prefix = states[self.name], f"{self.name}/"
+        drawn = {key.removeprefix(prefix): value for key, value in noise.items() if key.startswith(prefix)}
+        masks = {key: drawn[key] for key in self._masks & drawn.keys()}
 
         def objective(params: Tensors) -> tuple[Tensor, Outcome]:
-            outcome = self.loss(params, states, batch, noise)
-            step, total = Step(batch, noise, outcome, {}), outcome.loss
+            outcome = self.loss(params | s.buffers | masks, states, batch, noise)
+            buffers = {k: outcome.feats[k] for k in s.buffers if masks and k in outcome.feats}
+            feats = {k: h for k, h in outcome.feats.items() if observing or not k.endswith(PRE)}
+            outcome = outcome._replace(feats=feats, buffers=outcome.buffers | buffers)
+            step, total = Step(batch, noise, outcome, {}, states), outcome.loss
             for intervention in self.interventions:
                 total = total + intervention.penalty(self, params, s, step)
             return total, outcome
 
-        return torch.func.grad(objective, has_aux=True)(s.params)
+        return objective
 
 
 def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[States, Outcome]:
@@ -167,18 +249,10 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
         s = s._replace(params=params, optim=optim)
     if outcome.buffers:
         s = s._replace(buffers=s.buffers | outcome.buffers)
-    step = Step(batch, noise, outcome, grads)
+    step = Step(batch, noise, outcome, grads, states)
     for intervention in part.interventions:
         s = intervention.after_step(part, s, step)
     return states | {part.name: s}, outcome
-
-
-def follow(part: Part, states: States, tau: float | Tensor, role: str = "target") -> States:
-    """Let a slow copy follow: copy <- copy + tau (params - copy). tau = 1 is a hard copy."""
-    s = states[part.name]
-    lerp = torch.Tensor.lerp_ if part.fused else torch.lerp
-    slow = {k: lerp(c, s.params[k], tau) for k, c in s.copies[role].items()}
-    return states | {part.name: s._replace(copies=s.copies | {role: slow})}
 
 
 def replant(
@@ -188,11 +262,12 @@ def replant(
     *,
     copies: dict[str, Tensors] | None = None,
     birth: Tensors | None = None,
+    buffers: Tensors | None = None,
     optimizer: OptimizerRule = "touched",
 ) -> State:
     """Put new values in place and say what happens to everything around them.
 
-    params, birth: new values by parameter name; copies: the same by role. What is not named stays. optimizer: "keep"
+    params, birth, buffers: new values by name; copies: the same by role. What is not named stays. optimizer: "keep"
     the moments, renew those of the tensors "touched", or of "all".
     """
     slots = s.optim
@@ -204,21 +279,13 @@ def replant(
             slot: old | {k: torch.zeros_like(old[k]) + start[slot][k] for k in renewed} for slot, old in slots.items()
         }
     slow = s.copies | {role: s.copies[role] | new for role, new in (copies or {}).items()}
-    return s._replace(params=s.params | params, copies=slow, birth=s.birth | (birth or {}), optim=slots)
-
-
-def check_parts(parts: dict[str, Part], interventions: Sequence[Intervention]) -> None:
-    """Every intervention must act on some part, and every word of its `on` must match one."""
-    for intervention in interventions:
-        for word in intervention.on:
-            if not any(_matches(p.name, bool(p.chains), (word,)) for p in parts.values()):
-                raise ValueError(
-                    f"interventions.{intervention.name}.on={word} matches no part; this agent has {', '.join(parts)}"
-                )
-
-
-def _matches(name: str, has_layers: bool, words: Iterable[str]) -> bool:
-    return any(has_layers if word == "*" else fnmatch.fnmatch(name, word) for word in words)
+    return s._replace(
+        params=s.params | params,
+        copies=slow,
+        birth=s.birth | (birth or {}),
+        buffers=s.buffers | (buffers or {}),
+        optim=slots,
+    )
 
 
 def _drawing(make: Callable[[NetSpec], nn.Module], spec: NetSpec) -> Any:

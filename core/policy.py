@@ -13,13 +13,12 @@ import importlib
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from core import assemble, checkpoint
 from core.config import Config, from_plain
 from core.engine import Engine
 from core.evaluation import LANES, Result, evaluate
-from core.run_folder import CONFIG
+from core.run_folder import CONFIG, read_config
 
 
 class Policy:
@@ -43,8 +42,11 @@ class Policy:
         seeds = self.config.seeds
         if seed is not None and seed not in seeds:
             raise ValueError(f"seed: {seed} given; this run has {list(seeds)}")
+        shape = self.spec.seen_shape
+        if np.shape(observation) != shape:
+            raise ValueError(f"observation: shape {np.shape(observation)} given; {self.task} has {shape}")
         self._decisions += 1
-        seen = np.broadcast_to(np.asarray(observation), (len(seeds), 1, *self.spec.seen_shape)).copy()
+        seen = np.broadcast_to(np.asarray(observation), (len(seeds), 1, *shape)).copy()
         actions = self.engine.act(seen, self.agent.explore_eval, "policy", self._decisions, self._evaluated)
         return actions[seeds.index(seeds[0] if seed is None else seed), 0]
 
@@ -67,18 +69,18 @@ class Policy:
             raise ValueError(f"video: {self.spec.name} cannot be drawn; leave video out")
         vector = importlib.import_module("envs.vector").Vector([env], self.config.seeds[:1], "policy/film")
         vector.reset()
-        writer, done = None, False
+        picture = env.render()
+        aside = path.with_name(f".{path.name}")  # an interrupted film leaves none
+        writer = cv2.VideoWriter(str(aside), cv2.VideoWriter.fourcc(*"mp4v"), 15, (picture.shape[1], picture.shape[0]))
+        if not writer.isOpened():
+            raise ValueError(f"video: {path} cannot be written; expected a file such as film.mp4")
+        done = False
         while not done:
-            picture = env.render()
-            if writer is None:
-                size = (picture.shape[1], picture.shape[0])
-                writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 15, size)
-                if not writer.isOpened():
-                    raise ValueError(f"video: {path} cannot be written; expected a file such as film.mp4")
             writer.write(np.ascontiguousarray(picture[..., ::-1]))
             done = bool(vector.step(self.act(vector.observation[0])[None]).ended[0])
-        if writer is not None:
-            writer.release()
+            picture = env.render()
+        writer.release()
+        aside.replace(path)
 
 
 def load_policy(run_dir: str | Path) -> Policy:
@@ -89,4 +91,4 @@ def load_policy(run_dir: str | Path) -> Policy:
     newest = checkpoint.newest(folder)
     if newest is None:
         raise ValueError(f"{folder}: no checkpoint yet")
-    return Policy(from_plain(yaml.safe_load((folder / CONFIG).read_text())), checkpoint.load(newest))
+    return Policy(from_plain(read_config(folder)), checkpoint.load(newest))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,8 @@ class Progress:
         self._session = session
         self._bar: tqdm | None = None
         self._since = (time.monotonic(), 0, 0)  # moment, env steps and updates at the last rate
+        self._begun = time.monotonic()
+        self._observed = self._observed_before = 0.0  # seconds: in all, and at the last rate
 
     def start(self) -> None:
         run, config, clock = self._session, self._session.config, self._session.clock
@@ -38,7 +42,8 @@ class Progress:
             self.say("no C++ compiler found: running eagerly, two to four times slower (install g++ to compile)")
         if run.compile:
             self.say("the first update compiles: up to a minute of silence, a few seconds the next time")
-        self._since = (time.monotonic(), clock.env_steps, clock.updates)
+        self._begun = time.monotonic()
+        self._since = (self._begun, clock.env_steps, clock.updates)
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=config.steps,
@@ -78,20 +83,30 @@ class Progress:
             what = f"{row['intervention']} on {row['part']}: {row['touched']} entries changed"
             self.say(f"step {row['step']}, update {row['updates']}: {what}")
 
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """What happens inside is diagnostics; on a GPU they wait for the updates that are still under way."""
+        began = time.monotonic()
+        yield
+        self._observed += time.monotonic() - began
+
     _update_rate = 0.0
 
     def rates(self) -> dict[str, float]:
-        """Env steps and updates per second since the last call; per seed, as all seeds go in lock-step."""
+        """Env steps and updates per second since the last call, per seed, as all seeds go in lock-step; and the share
+        of that time that diagnostics took."""
         then, steps, updates = self._since
         clock, now = self._session.clock, time.monotonic()
         seconds = max(now - then, 1e-9)
-        self._since = (now, clock.env_steps, clock.updates)
+        observed = self._observed - self._observed_before
+        self._since, self._observed_before = (now, clock.env_steps, clock.updates), self._observed
         self._update_rate = (clock.updates - updates) / seconds
         return {
             "step": clock.env_steps,
             "seconds": seconds,
             "env_steps_per_second": (clock.env_steps - steps) / seconds,
             "updates_per_second": self._update_rate,
+            "observing": observed / seconds,
         }
 
     def table(self, returns: list[float]) -> None:
@@ -101,8 +116,11 @@ class Progress:
         low, high = bootstrap_interval(np.array(returns), iqm, host_generator(0, "bootstrap"))
         print(f"\n{run.task.name} at {run.clock.env_steps} env steps, mean return of the last evaluation")
         for seed, value in zip(run.config.seeds, returns, strict=True):
-            print(f"  seed {seed:<6} {value:10.1f}")
+            diverged = "   diverged: its weights were frozen on the way" if seed in run.averages.diverged else ""
+            print(f"  seed {seed:<6} {value:10.1f}{diverged}")
         print(f"  IQM         {float(iqm(np.array(returns))):10.1f}   95% interval [{low:.1f}, {high:.1f}]")
+        share = self._observed / (time.monotonic() - self._begun)
+        print(f"  diagnostics took {share:.1%} of the time")
         print(f"\nlook at it: .venv/bin/tensorboard --logdir {run.folder.path}")
 
     def close(self) -> None:

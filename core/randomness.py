@@ -52,6 +52,17 @@ def fork_torch(seed: int, name: str, *counters: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def beside() -> Iterator[None]:
+    """Inside the block torch's CPU generator draws other numbers; afterwards it is as it was.
+
+    For what is built beside a network and must leave the network's own draw alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), device="cpu")))
+        yield
+
+
 def keys_tensor(seeds: Sequence[int], name: str) -> Tensor:
     """Keys of one stream for several seeds, as two 32-bit words each. -> [n, 2] int64."""
     words = [(k & MASK32, k >> 32) for k in (key(seed, name) for seed in seeds)]
@@ -72,48 +83,47 @@ def philox(keys: Tensor, counters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Te
     return c0, c1, c2, c3
 
 
-def _words(keys: Tensor, counter: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Words for `count` blocks per member at update `counter`. keys [n, 2], counter [] or [n] -> four of [n, count]."""
-    block = torch.arange(count, device=keys.device)[None]
-    counter = counter.reshape(-1, 1)
-    low, high = counter & MASK32, counter >> 32
-    zero = torch.zeros_like(block)
-    return philox(keys[:, None, :], (block + zero, low + zero, high + zero, zero))
-
-
 def _between_0_and_1(words: Tensor) -> Tensor:
     """The upper 23 bits of 32-bit words, in the middle of their interval: exact in float32, and never 0 or 1."""
     return ((words >> 9).to(torch.float32) + 0.5) * 2.0**-23
 
 
-def uniform(keys: Tensor, counter: Tensor, shape: Sequence[int]) -> Tensor:
-    """Uniform in (0, 1), n members at once. keys [n, 2], counter [] or [n] int64 -> [n, *shape] float32."""
-    size = math.prod(shape)
-    words = torch.stack(_words(keys, counter, -(-size // 4)), dim=-1).flatten(1)[:, :size]
-    return _between_0_and_1(words).reshape(-1, *shape)
-
-
-def normal(keys: Tensor, counter: Tensor, shape: Sequence[int]) -> Tensor:
-    """Standard normal (Box-Muller), n members at once. keys [n, 2], counter [] or [n] int64 -> [n, *shape] float32."""
-    size = math.prod(shape)
-    a, b, c, d = (_between_0_and_1(words) for words in _words(keys, counter, -(-size // 4)))
+def _normal(words: Tensor) -> Tensor:
+    """Box-Muller, four at a time. words [..., 4] -> [..., 4]."""
+    a, b, c, d = _between_0_and_1(words).unbind(-1)
     r1, r2 = (-2 * a.log()).sqrt(), (-2 * c.log()).sqrt()
     t1, t2 = 2 * math.pi * b, 2 * math.pi * d
-    draws = torch.stack((r1 * t1.cos(), r1 * t1.sin(), r2 * t2.cos(), r2 * t2.sin()), dim=-1)
-    return draws.flatten(1)[:, :size].reshape(-1, *shape)
+    return torch.stack((r1 * t1.cos(), r1 * t1.sin(), r2 * t2.cos(), r2 * t2.sin()), dim=-1)
+
+
+TRANSFORMS = {"normal": _normal, "uniform": _between_0_and_1}
 
 
 class Noise(NamedTuple):
     """A declaration: random numbers that an update or a decision takes as an input tensor."""
 
-    kind: Literal["normal", "uniform"]
+    kind: Literal["normal", "uniform"]  # standard normal, or uniform in (0, 1)
     shape: tuple[int, ...]  # for one seed
 
 
 def draw(noise: dict[str, Noise], keys: dict[str, Tensor], counter: Tensor) -> dict[str, Tensor]:
-    """The declared numbers for n members at one count, by Philox. keys [n, 2] by name -> [n, *shape] by name."""
-    sources = {"normal": normal, "uniform": uniform}
-    return {name: sources[kind](keys[name], counter, shape) for name, (kind, shape) in noise.items()}
+    """The declared numbers for n members at one count (or each at its own), by Philox; float32.
+
+    keys [n, 2] by name, counter [] or [n] int64 -> [n, *shape] by name. All words come from one generation, so that a
+    compiled update does not grow by it with every name.
+    """
+    if not noise:
+        return {}
+    blocks = {name: -(-math.prod(shape) // 4) for name, (_, shape) in noise.items()}  # of four words
+    key = torch.cat([keys[name][:, None].expand(-1, count, -1) for name, count in blocks.items()], dim=1)
+    block = torch.cat([torch.arange(count, device=key.device) for count in blocks.values()])[None]
+    zero, counter = torch.zeros_like(block), counter.reshape(-1, 1)
+    words = philox(key, (block, zero + (counter & MASK32), zero + (counter >> 32), zero))
+    own = torch.stack(words, dim=-1).split(list(blocks.values()), dim=1)
+    return {
+        name: TRANSFORMS[kind](mine).flatten(1)[:, : math.prod(shape)].reshape(len(key), *shape)
+        for (name, (kind, shape)), mine in zip(noise.items(), own, strict=True)
+    }
 
 
 def draw_on_host(noise: dict[str, Noise], seeds: Sequence[int], stream: str, counter: int) -> dict[str, Tensor]:

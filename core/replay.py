@@ -100,6 +100,8 @@ class Replay:
             self.priorities.set(member, slot % self.ring.capacity, priority)
 
     def _close(self, member: np.ndarray, obs: np.ndarray) -> None:
+        if not len(member):
+            return
         self._append(member, np.asarray(obs)[member], 0, 0.0, CLOSING)
 
     # sampling

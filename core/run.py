@@ -2,6 +2,7 @@
 
 python -m core.run digest RUN_DIR    one line "component sha256" each: are two runs the same run?
 python -m core.run verify RUN_DIR    one line per file that is not as it was written; exit code 1 if there is one
+                                     (checkpoints, replay and records by digest; the folder's yaml and json are read)
 python -m core.run evaluate RUN_DIR [episodes=10] [video=FILE.mp4]    play the trained policy
 """
 
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from core import checkpoint, files
+from core import checkpoint, files, run_folder
 from core.digest import digest as digest_of
 from core.options import nearest
 from core.run_folder import CONFIG
@@ -43,9 +44,12 @@ def digest(folder: Path) -> int:
 
 
 def verify(folder: Path) -> int:
-    """Compare every file with the manifests of the checkpoints."""
+    """Compare every file with the manifests of the checkpoints, and read those that no manifest lists."""
     found = checkpoint.checkpoints(folder)
     problems = [line for path in found for line in checkpoint.problems(path)]
+    problems += run_folder.problems(folder)
+    if not found:
+        problems.append(f"{folder}: no checkpoint")
     for line in dict.fromkeys(problems):  # two checkpoints share most chunks
         print(line)
     if not problems:
@@ -57,9 +61,12 @@ def evaluate(folder: Path, episodes: str = "10", video: str = "") -> int:
     """Play the trained policy on its last task; one line per seed, and a film of one episode where one is asked for."""
     from core.policy import load_policy  # torch and the simulators, only here
 
-    if not episodes.isdigit() or int(episodes) < 1:
-        raise ValueError(f"episodes: {episodes} given; expected a whole number, at least 1")
+    if not episodes.isdecimal() or int(episodes) < 1:
+        raise ValueError(f"episodes: {episodes or 'nothing'} given; expected a whole number, at least 1")
     policy = load_policy(folder)
+    if video:  # first: it may turn out that nothing can be drawn here
+        policy.film(Path(video))
+        print(f"film: {video}")
     results = policy.evaluate(int(episodes))
     for seed in policy.config.seeds:
         scores = [result.score for result in results if result.seed == seed]
@@ -67,9 +74,6 @@ def evaluate(folder: Path, episodes: str = "10", video: str = "") -> int:
         print(
             f"{policy.task} at step {policy.step}, seed {seed}: mean return {sum(scores) / len(scores):.1f} ({spread})"
         )
-    if video:
-        policy.film(Path(video))
-        print(f"film: {video}")
     return 0
 
 
@@ -78,7 +82,7 @@ COMMANDS: dict[str, Callable[..., int]] = {"digest": digest, "verify": verify, "
 
 def main(argv: list[str]) -> int:
     """COMMAND RUN_DIR [OPTION=VALUE ...]. -> exit code; 2, after one line, for a mistake in it."""
-    if argv in (["--help"], ["-h"]):
+    if {"--help", "-h"} & set(argv):
         print(__doc__)
         return 0
     try:
@@ -97,6 +101,9 @@ def main(argv: list[str]) -> int:
         return COMMANDS[name](Path(folder), **given)
     except ValueError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from torch import Tensor
 
 from core import checkpoint, files
 from core.evaluation import Result, mean_scores
@@ -69,8 +70,7 @@ class RunFolder:
             forced = self._check(config, ignore, resume)
             if forced:
                 (self.path / DONE).unlink(missing_ok=True)
-            done = self.path / DONE
-            self.finished = json.loads(done.read_text()) if done.exists() else None
+            self.finished = files.read_json(self.path / DONE)
             if self.finished is None:
                 files.write(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
                 self._sign(forced)
@@ -94,6 +94,11 @@ class RunFolder:
         for tag, value in row.items():
             if isinstance(value, list):
                 self.board.scalar(tag, value, row["step"])
+
+    def images(self, matrices: Mapping[str, Tensor], step: int) -> None:
+        """Matrices with entries between -1 and 1, [seeds, height, width]; they are drawn, and not kept as numbers."""
+        for tag, values in matrices.items():
+            self.board.image(tag, values, step)
 
     def evaluation(self, results: Sequence[Result], *, step: int, task: str, updates: int, network: str) -> None:
         """The episodes of one evaluation, of all seeds."""
@@ -152,9 +157,14 @@ class RunFolder:
         """What differs from the configuration that is there, if the folder may be entered nevertheless."""
         if not (self.path / CONFIG).exists():
             return []
+        saved = checkpoint.checkpoints(self.path)
+        if saved and checkpoint.step(saved[-1]) > config.get("steps", checkpoint.step(saved[-1])):
+            raise ValueError(
+                f"steps: {config['steps']} given; {self.path} is at step {checkpoint.step(saved[-1])} already"
+            )
         try:
-            changed = differing(yaml.safe_load((self.path / CONFIG).read_text()), config, ignore)
-        except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError) as error:
+            changed = differing(read_config(self.path), config, ignore)
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise ValueError(f"run_dir: {self.path / CONFIG} cannot be read; choose another folder") from error
         if changed and resume != "force":
             more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
@@ -173,8 +183,30 @@ class RunFolder:
             start["diff"] = name
         if forced:
             start["forced"] = forced
-        starts = json.loads(path.read_text()) if path.exists() else []
+        starts = files.read_json(path, [])
         files.write(path, json.dumps([*starts, start], indent=1))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved configuration in a run folder. Raises ValueError if it cannot be read."""
+    try:
+        tree = yaml.safe_load((folder / CONFIG).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{folder / CONFIG}: cannot be read; it is not the yaml that a run writes") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{folder / CONFIG}: cannot be read; it holds no settings")
+    return tree
+
+
+def problems(folder: Path) -> list[str]:
+    """One line for each of the folder's own files that cannot be read."""
+    found = []
+    for read, name in ((read_config, None), (files.read_json, PROVENANCE), (files.read_json, DONE)):
+        try:
+            read(folder / name if name else folder)
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 def differing(old: dict[str, Any], new: dict[str, Any], ignore: Collection[str] = ()) -> list[str]:

@@ -13,9 +13,9 @@ import numpy as np
 
 from core import assemble
 from core.averages import Averages
-from core.clock import Clock, Unit
-from core.config import WITHOUT_EFFECT, Config, resolved
-from core.diagnostics import CHEAP, MIDDLE
+from core.clock import Unit
+from core.config import WITHOUT_EFFECT, Config, clock_of, resolved
+from core.diagnostics import IMAGE, TIERS
 from core.engine import Engine
 from core.evaluation import LANES, evaluate, mean_scores
 from core.progress import Progress
@@ -25,9 +25,6 @@ from core.run_folder import RunFolder
 from core.signals import Stop
 from core.spec import Env, Episode
 from core.state import Batch, Tensors
-
-OBSERVE_BATCH = 256  # samples for the cheap diagnostics
-RANK_BATCH = 1_024  # samples for ranks: at least as many as penultimate features
 
 
 class Session:
@@ -56,14 +53,7 @@ class Session:
         assemble.check_role(self.agent, settings.act_with, "act_with")
         self.evaluated = assemble.evaluated_role(self.agent)
         self.replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config, spec))
-        self.clock = Clock(
-            config.steps,
-            config.replay_ratio,
-            config.warmup,
-            spec.action_repeat,
-            task_length=config.stream.steps,
-            switches=len(config.tasks) - 1,
-        )
+        self.clock = clock_of(config, spec.action_repeat)
         self.averages = Averages(len(config.seeds))
         self.stop = Stop()
         self.returns: list[float] = []  # mean return of each seed in the latest evaluation
@@ -105,20 +95,17 @@ class Session:
 
     def close(self) -> None:
         """The loop has ended: the run is complete, or it was told to stop. Save either way."""
-        self.save()
         if self.clock.running:
+            self.save()
             self.progress.say(f"{self.stop.requested}: saved at step {self.clock.env_steps}; the same command goes on")
-        else:
-            self.folder.finish({"step": self.clock.env_steps, "updates": self.clock.updates, "returns": self.returns})
-            self.progress.table(self.returns)
+            return
+        self.log()
+        self.save()
+        summary = {"step": self.clock.env_steps, "updates": self.clock.updates, "returns": self.returns}
+        self.folder.finish(summary | {"diverged": self.averages.diverged})
+        self.progress.table(self.returns)
 
     # what the loop asks for
-
-    @property
-    def frame(self) -> np.ndarray:
-        """The newest observation as replay stores it, without the frames stacked behind it. [n, *obs_shape]."""
-        seen = self.envs.observation
-        return seen[:, -1] if self.envs.spec.is_image else seen
 
     def random_action(self) -> np.ndarray:
         """Uniform over the action space. [n, *action_shape]."""
@@ -138,7 +125,7 @@ class Session:
         """The world changes: other environments, an empty replay unless configured otherwise; the learner stays."""
         self.clock.enter_task()
         self.intervene("tasks")  # with the old task's data: the new one has none yet
-        self.replay.truncate(self.frame)
+        self.replay.truncate(self.envs.frame)
         if self.config.stream.replay == "clear":
             self.replay.clear()
         self._switch_to(self.stream.at(self.clock.env_steps))
@@ -163,13 +150,14 @@ class Session:
 
     def observe(self) -> None:
         """Run the diagnostics that are due."""
-        for every, size, tier in (
-            (self.config.observe_every, OBSERVE_BATCH, CHEAP),
-            (self.config.rank_every, RANK_BATCH, MIDDLE),
-        ):
-            if self.clock.passed(every, "updates"):
-                batch = self.sample("observe", self.clock.updates, size)
-                self._report(self.engine.observe(batch, self.clock, tier))
+        for tier in TIERS:
+            if self.clock.passed(getattr(self.config, tier.every), "updates"):
+                with self.progress.observing():
+                    batch = self.sample("observe", self.clock.updates, tier.batch)
+                    found = self.engine.observe(batch, self.clock, tier)
+                images = {name: found.pop(name) for name in list(found) if name.endswith(IMAGE)}
+                self._report({name: value.tolist() for name, value in found.items()})
+                self.folder.images(images, self.clock.env_steps)
 
     def log(self) -> None:
         """Write the averages since the last log, and say which members have diverged since."""

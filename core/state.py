@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 Tensors = dict[str, Tensor]  # parameter name -> tensor
 Batch = dict[str, Tensor]  # obs, action, reward, discount, next_obs, weight, update
@@ -22,7 +22,7 @@ class State(NamedTuple):
 
     params: Tensors  # what the optimizer trains
     birth: Tensors  # the weights this network (or its redrawn part) was born with
-    copies: dict[str, Tensors]  # slow copies by role: "target" for bootstrapping, ...; the names of params
+    copies: dict[str, Tensors]  # slow copies by role: "target" for bootstrapping, ...; names of params and buffers
     optim: dict[str, Tensors]  # optimizer slots by name, for Adam: m, v, t
     buffers: Tensors  # untrained numbers the network carries (running statistics); {} for most
     memory: dict[str, Tensors]  # what each intervention remembers, under its name
@@ -31,9 +31,9 @@ class State(NamedTuple):
 States = dict[str, State]  # part name -> State: the whole learner is this tree
 
 
-def weights(s: State, role: str) -> Tensors:
-    """The trained parameters ("params") or the slow copy of that role."""
-    return s.params if role == "params" else s.copies[role]
+def weights(s: State, role: str = "params") -> Tensors:
+    """All a network runs on, as it decides and bootstraps: the trained one ("params") or the slow copy of that role."""
+    return s.params | s.buffers if role == "params" else s.copies[role]
 
 
 def stack(trees: Sequence[States]) -> States:
@@ -52,7 +52,17 @@ def clone(states):
 
 
 def write(old, new, gate: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
-    """Write `new` into the storage of `old`, leaf by leaf. `gate(new, old)` may hold values back."""
-    for target, value in zip(tree_leaves(old), tree_leaves(new), strict=True):
-        if value is not target:
-            target.copy_(value if gate is None else gate(value, target))
+    """Write `new` into the storage of `old`, leaf by leaf and by name. `gate(new, old)` may hold values back.
+
+    Raises ValueError if one has names that the other lacks.
+    """
+    if isinstance(old, Tensor):
+        if new is not old:
+            old.copy_(new if gate is None else gate(new, old))
+        return
+    if isinstance(old, State):
+        old, new = old._asdict(), new._asdict()
+    if old.keys() != new.keys():
+        raise ValueError(f"{sorted(old.keys() ^ new.keys())[:4]} is in one of two states alone")
+    for name, leaf in old.items():
+        write(leaf, new[name], gate)

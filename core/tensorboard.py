@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from core.randomness import host_generator
 from core.statistics import bootstrap_interval, iqm
@@ -34,6 +36,14 @@ class Board:
             writer.add_scalar(tag, value, step)
         if drawn:
             self._aggregate.add_scalar(tag, float(np.mean([value for _, value in drawn])), step)
+
+    def image(self, tag: str, matrices: Tensor, step: int) -> None:
+        """One matrix per seed, entries between -1 (blue) over 0 (white) to 1 (red). [seeds, height, width]."""
+        for writer, matrix in zip(self._seeds, matrices.clamp(-1, 1), strict=True):
+            if matrix.isnan().any():  # its network overflows
+                continue
+            colours = torch.stack([1 + matrix.clamp(max=0), 1 - matrix.abs(), 1 - matrix.clamp(min=0)])
+            writer.add_image(tag, colours.repeat_interleave(4, 1).repeat_interleave(4, 2), step)
 
     def evaluation(self, task: str, returns: Sequence[float], step: int) -> None:
         """Mean return of each seed's episodes; `aggregate` gets their IQM with its 95% bootstrap interval."""

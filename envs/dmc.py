@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from types import ModuleType
@@ -19,7 +20,7 @@ LIMIT = 1_000  # env steps per episode: the suite's own limit in all tasks but l
 class Settings:
     """Options of a DeepMind Control task."""
 
-    action_repeat: int = option(1, low=1, help="env steps per agent step; their rewards are summed")
+    action_repeat: int = option(1, low=1, high=100, help="env steps per agent step; their rewards are summed")
 
 
 DEFAULTS = Settings()
@@ -78,7 +79,11 @@ class DMC:
         """The scene from its first camera, uint8 [240, 320, 3]. Raises ValueError where no OpenGL is at hand."""
         if os.environ["MUJOCO_GL"] == "disabled":
             raise ValueError(f"video: {self.spec.name} is drawn with OpenGL; start with MUJOCO_GL=egl or osmesa")
-        return self._env.physics.render(240, 320, camera_id=0)
+        try:
+            return self._env.physics.render(240, 320, camera_id=0)
+        except Exception as error:  # whatever OpenGL's loaders raise
+            kind = os.environ["MUJOCO_GL"]
+            raise ValueError(f"video: {self.spec.name} cannot be drawn; MUJOCO_GL={kind} fails ({error})") from error
 
     def close(self) -> None:
         self._env.close()
@@ -98,6 +103,7 @@ def load_suite() -> ModuleType:
             f"env: dm_control cannot load its tasks with mujoco {mujoco.__version__}; "
             "make a new environment with pip install 'dm-control==1.0.50' 'mujoco>=3.17,<4'"
         )
+    logging.getLogger("absl").setLevel(logging.ERROR)  # a task of the suite warns of its own deprecated model
     from dm_control import suite
 
     return suite

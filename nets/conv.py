@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from core.blueprint import Layer, NetSpec
 from core.state import Tensors
-from nets.layers import hidden_chain, initialise, normalisation
+from nets.activations import activation, halves
+from nets.layers import hidden, hidden_chain, initialise, normalisation, units
 
 # channels, kernel, stride of the Nature DQN (Mnih et al. 2015)
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -27,8 +28,9 @@ class NatureEncoder(nn.Module):
         super().__init__()
         channels, *sides = seen_shape
         self.spec, self.pads = spec, []
-        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        for out, kernel, stride in NATURE:
+        self.convs, self.norms, self.acts = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for count, kernel, stride in NATURE:
+            out = units(count, spec)
             pads = [_same_padding(side, kernel, stride) if padding == "same" else (0, 0) for side in sides]
             sides = [(side + sum(pad) - kernel) // stride + 1 for side, pad in zip(sides, pads, strict=True)]
             if min(sides) < 1:
@@ -36,13 +38,15 @@ class NatureEncoder(nn.Module):
             self.pads.append((*pads[1], *pads[0]))  # F.pad wants the last axis first
             self.convs.append(initialise(nn.Conv2d(channels, out, kernel, stride), spec.init))
             self.norms.append(normalisation(out, spec, image=True))
-            channels = out
+            self.acts.append(activation(spec, (out, *sides)))
+            channels = halves(spec) * out
         self.n_out = channels * math.prod(sides)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensors]:
-        x, feats = (frames.float() / 255).contiguous(memory_format=torch.channels_last), {}
-        for i, (conv, norm, pad) in enumerate(zip(self.convs, self.norms, self.pads, strict=True)):
-            x = feats[f"h{i}"] = F.relu(norm(conv(F.pad(x, pad) if any(pad) else x)))
+        x = (frames.float() / 255).contiguous(memory_format=torch.channels_last)
+        feats: Tensors = {}
+        for i, (conv, norm, act, pad) in enumerate(zip(self.convs, self.norms, self.acts, self.pads, strict=True)):
+            x = hidden(F.pad(x, pad) if any(pad) else x, i, conv, norm, act, feats)
         return x.flatten(-3), feats
 
     def chain(self, prefix: str, readers: tuple[str, ...]) -> list[Layer]:

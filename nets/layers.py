@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from core.blueprint import Kind, Layer, NetSpec, Section
+from core.blueprint import PRE, Kind, Layer, NetSpec, Section
+from core.randomness import Noise
+from core.state import Tensors
+from nets.activations import halves
 
 NORM_EPS = 1e-6  # as flax and the published Atari code have it; torch's default is 1e-5
 
@@ -27,13 +31,21 @@ def initialise(module: nn.Linear | nn.Conv2d, init: str, gain: float = math.sqrt
     return module
 
 
-def normalisation(units: int, spec: NetSpec, *, image: bool = False) -> nn.Module:
-    """What stands between a layer and its activation: nothing, or layer normalisation.
+def units(count: int, spec: NetSpec) -> int:
+    """Units of a hidden layer that the blueprint's factor makes of `count`."""
+    return max(1, round(count * spec.units))
 
-    For a convolution the axes are (C, H, W) of a sample ("image"), or C at every pixel ("channel", as PLASTIC has it).
+
+def normalisation(units: int, spec: NetSpec, *, image: bool = False) -> nn.Module:
+    """What stands between a layer and its activation: nothing, or a normalisation.
+
+    Layer normalisation of a convolution runs over (C, H, W) of a sample ("image"), or C at every pixel ("channel", as
+    PLASTIC has it).
     """
     if spec.norm == "none":
         return nn.Identity()
+    if spec.norm == "batch":
+        return BatchNorm(units)
     if not image:
         return nn.LayerNorm(units, eps=NORM_EPS)
     if spec.norm_axes == "image":
@@ -48,6 +60,62 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(-3, -1)).movedim(-1, -3)
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015), as a function: running statistics are handed in and handed out.
+
+    Training (the buffer `training_now` has an entry): the batch's statistics; evaluation: the running ones.
+    """
+
+    def __init__(self, units: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(units)), nn.Parameter(torch.zeros(units))
+        self.register_buffer("running_mean", torch.zeros(units))
+        self.register_buffer("running_var", torch.ones(units))
+        self.register_buffer("training_now", torch.empty(0), persistent=False)
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.training_now: Tensor
+
+    def training_inputs(self, batch_size: int) -> dict[str, Noise]:
+        return {"training_now": Noise("uniform", (1,))}
+
+    def statistics(self, x: Tensor) -> Tensors:
+        """Running statistics after this batch; {} in evaluation."""
+        if self.training_now.numel() == 0:
+            return {}
+        mean, var, count = self._moments(x)
+        unbiased = var * (count / max(count - 1, 1))
+        return {
+            "running_mean": self.running_mean.lerp(mean, self.momentum).detach(),
+            "running_var": self.running_var.lerp(unbiased, self.momentum).detach(),
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training_now.numel() == 0:
+            mean, var = self.running_mean, self.running_var
+        else:
+            mean, var, _ = self._moments(x)
+        shape = (-1,) + (1,) * (x.ndim - 2)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return x * scale.reshape(shape) + (self.bias - mean * scale).reshape(shape)
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
+        axes = [0, *range(2, x.ndim)]
+        var, mean = torch.var_mean(x, dim=axes, correction=0)
+        return mean, var, x.numel() // x.shape[1]
+
+
+def hidden(x: Tensor, i: int, layer: nn.Module, norm: nn.Module, act: nn.Module, feats: Tensors) -> Tensor:
+    """Hidden layer i: layer -> normalisation -> activation. Writes its features, and what its norm has counted."""
+    x = layer(x)
+    if isinstance(norm, BatchNorm):
+        feats |= {f"norms.{i}.{name}": value for name, value in norm.statistics(x).items()}
+    feats[f"h{i}{PRE}"] = x = norm(x)
+    feats[f"h{i}"] = x = act(x)
+    return x
+
+
 def hidden_chain(
     names: list[tuple[str, str, str]], kind: Kind, section: Section, readers: tuple[str, ...], spec: NetSpec
 ) -> list[Layer]:
@@ -55,7 +123,8 @@ def hidden_chain(
     chain = []
     for i, (layer, norm, feats) in enumerate(names):
         following = (names[i + 1][0],) if i + 1 < len(names) else readers
-        chain.append(Layer(layer, kind, section, feats=feats, readers=following))
-        if spec.norm != "none":
+        norm = norm if spec.norm != "none" else ""
+        chain.append(Layer(layer, kind, section, feats=feats, readers=following, norm=norm, halves=halves(spec)))
+        if norm:
             chain.append(Layer(norm, "norm", section))
     return chain

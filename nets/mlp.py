@@ -5,30 +5,39 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.blueprint import Layer, NetSpec, Section
+from core.randomness import beside
 from core.state import Tensors
-from nets.layers import hidden_chain, initialise, normalisation
+from nets.activations import Dropout, activation, halves
+from nets.layers import hidden, hidden_chain, initialise, normalisation, units
 
 
 class Trunk(nn.Module):
-    """Hidden layers: [linear, norm, ReLU] x depth. [B, n_in] -> [B, width]."""
+    """Hidden layers: [linear, norm, activation, dropout] x depth. [B, n_in] -> [B, n_out]."""
 
     def __init__(self, n_in: int, spec: NetSpec) -> None:
         super().__init__()
-        widths = [n_in] + [spec.width] * spec.depth
+        width = units(spec.width, spec)
+        self.acts = nn.ModuleList(activation(spec, (width,)) for _ in range(spec.depth))
+        widths = [n_in] + [halves(spec) * width] * spec.depth
         self.spec, self.n_out = spec, widths[-1]
-        self.layers = nn.ModuleList(
-            initialise(nn.Linear(a, b), spec.init) for a, b in zip(widths, widths[1:], strict=False)
-        )
-        self.norms = nn.ModuleList(normalisation(spec.width, spec) for _ in self.layers)
+        self.layers = nn.ModuleList(initialise(nn.Linear(a, width), spec.init) for a in widths[:-1])
+        self.norms = nn.ModuleList(normalisation(width, spec) for _ in self.layers)
+        self.drops = nn.ModuleList(Dropout((self.n_out,), spec.dropout) for _ in self.layers if spec.dropout)
+        if spec.auxiliary:
+            with beside():
+                self.auxiliary = initialise(nn.Linear(self.n_out, spec.auxiliary), spec.init)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
-        feats = {}
-        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            x = feats[f"h{i}"] = F.relu(norm(layer(x)))
+        feats: Tensors = {}
+        for i, (layer, norm, act) in enumerate(zip(self.layers, self.norms, self.acts, strict=True)):
+            x = hidden(x, i, layer, norm, act, feats)
+            if self.drops:
+                x = self.drops[i](x)
+        if self.spec.auxiliary:
+            feats["auxiliary"] = self.auxiliary(x)
         return x, feats
 
     def chain(self, prefix: str, section: Section, readers: tuple[str, ...]) -> list[Layer]:

@@ -1,12 +1,13 @@
 """What the output of a value network means: a number, or a histogram over values.
 
 A categorical loss does not care how large the targets' mean is (Farebrother et al. 2024; Lyle et al. 2024). Every value
-object offers the same four functions to every agent:
+object offers the same five functions to every agent:
 
     decode(out [..., bins]) -> value [...]
     backup(reward, discount, next_out [..., bins]) -> target      a number, or for C51 a distribution [..., bins]
     loss(out [..., bins], target) -> [...]                        per sample
     expected(target) -> [...]                                     the number a target stands for
+    clipped(reward, discount, next_out) -> [...]                  how much of the target the support cannot hold
 
 Bins are built on the output's device, in float32.
 """
@@ -46,6 +47,10 @@ class Scalar:
     def expected(self, target: Tensor) -> Tensor:
         return target
 
+    def clipped(self, reward: Tensor, discount: Tensor, next_out: Tensor) -> Tensor:
+        """0: a number holds every target. -> [B]."""
+        return torch.zeros_like(reward)
+
 
 @dataclass(frozen=True)
 class Support:
@@ -71,6 +76,10 @@ class Support:
     def decode(self, out: Tensor) -> Tensor:
         return (out.softmax(-1) * self.atoms(out)).sum(-1)
 
+    def outside(self, value: Tensor) -> Tensor:
+        """Which values the support does not hold. -> bool, the shape of value."""
+        return (value < self.low) | (value > self.high)
+
 
 @dataclass(frozen=True)
 class Encoded(Support):
@@ -88,6 +97,10 @@ class Encoded(Support):
 
     def expected(self, target: Tensor) -> Tensor:
         return target
+
+    def clipped(self, reward: Tensor, discount: Tensor, next_out: Tensor) -> Tensor:
+        """1 where the target lies outside the support, else 0. -> [B]."""
+        return self.outside(self.backup(reward, discount, next_out)).to(reward.dtype)
 
 
 @dataclass(frozen=True)
@@ -139,3 +152,8 @@ class C51(Support):
 
     def expected(self, target: Tensor) -> Tensor:
         return (target * self.atoms(target)).sum(-1)
+
+    def clipped(self, reward: Tensor, discount: Tensor, next_out: Tensor) -> Tensor:
+        """The probability mass that is moved to the edges from outside. -> [B]."""
+        moved = reward[..., None] + discount[..., None] * self.atoms(next_out)
+        return (next_out.softmax(-1) * self.outside(moved)).sum(-1)

@@ -11,14 +11,17 @@ from core.state import State
 def target_scale(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     """Mean, deviation, least and greatest TD target of the batch, and |mean| / deviation.
 
-    A mean that is large against the spread is one of the causes of plasticity loss (Lyle et al. 2024); a ratio above 10
-    is a warning sign (our inference). Parts without targets report nothing.
+    `target_clipped`: the share of targets outside a categorical support (of a distribution: the mean probability mass
+    that is moved to its edges), 0 for a value that is a number. A mean that is large against the spread is one of the
+    causes of plasticity loss (Lyle et al. 2024); a ratio above 10 is a warning sign (our inference). Parts
+    without targets report nothing.
     """
     if "target" not in step.outcome.values:
         return {}
     target = step.outcome.values["target"]
     mean, spread = target.mean(), target.std()
-    return {
+    clipped = {"target_clipped": step.outcome.values["clipped"].mean()} if "clipped" in step.outcome.values else {}
+    return clipped | {
         "target_mean": mean,
         "target_std": spread,
         "target_min": target.min(),

@@ -1,0 +1,29 @@
+"""Slow copies of a network, and how they follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from core.part import Part
+from core.state import State, States, weights
+
+
+def follow(part: Part, states: States, tau: float | Tensor, role: str = "target") -> States:
+    """Let a slow copy follow: copy <- copy + tau (params - copy). tau = 1 is a hard copy."""
+    s = states[part.name]
+    lerp, fast = torch.Tensor.lerp_ if part.fused else torch.lerp, weights(s)
+    slow = {k: lerp(c, fast[k], tau) for k, c in s.copies[role].items()}
+    return states | {part.name: s._replace(copies=s.copies | {role: slow})}
+
+
+def averaged(part: Part, s: State, role: str, momentum: float, where: Iterable[str] = ("all",)) -> State:
+    """Let selected tensors of a slow copy average the network's: copy <- momentum copy + (1 - momentum) params.
+
+    Buffers are averaged with them. All other tensors of the copy are the network's own, so that it can be played.
+    """
+    fast, slow = weights(s), s.copies[role]
+    moved = {k: slow[k].lerp(fast[k], 1 - momentum) for k in (*part.names(where), *s.buffers)}
+    return s._replace(copies=s.copies | {role: fast | moved})

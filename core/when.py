@@ -1,0 +1,132 @@
+"""When an event happens: at counts of the clock, on a condition, or when it happened in another run."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from core.clock import Clock, Unit
+from core.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from core.state import Tensors
+
+LEDGER = "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class When:
+    """When an event happens: at counts (every, at), on a condition (metric), or when it did in another run (yoke).
+
+    A condition is looked at every `measure_every` units, on a batch of the event's own, and holds if the metric is
+    above `above`, or with `falling` below `below`. It then waits until the metric has been on the other side of the
+    other threshold, and for `cooldown`. Each seed and part has its own condition. A yoke is the control that has the
+    times of a condition but not its reason. A condition or a yoke replaces `every` and `at`. Empty means never.
+    """
+
+    every: int = option(0, low=0, help="at every multiple of this many units")
+    at: tuple[int, ...] = option((), low=1, help="and at these counts")
+    start: int = option(0, low=0, help="not before this count")
+    stop: int = option(0, low=0, help="nor after this one; 0: no end")
+    unit: Unit = option("updates", help="what is counted")
+    skip_last: bool = option(False, help="not with less than one full `every` left: no score within a recovery")
+    metric: str = option("", help="on a condition: a diagnostic, such as dormant, dormant@0.1 or srank")
+    measure_every: int = option(1_000, low=1, help="units between two looks at the metric")
+    above: float = option(0.0, help="upper threshold of the metric")
+    below: float = option(0.0, help="lower threshold of the metric")
+    falling: bool = option(False, help="happen below the lower threshold, wait for the upper one")
+    cooldown: int = option(0, low=0, help="units between two events, at least")
+    yoke: str = option("", help="a run folder: whenever the intervention of this name acted there")
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.start, self.stop, self.cooldown) < 0 or any(count < 1 for count in self.at):
+            raise ValueError("counts of a schedule are positive: every, start, stop and cooldown >= 0, at >= 1")
+        if self.metric and self.measure_every < 1:
+            raise ValueError(f"measure_every={self.measure_every} given; expected at least 1")
+        if self.metric and self.above < self.below:
+            raise ValueError(f"above={self.above:g} given; expected at least below={self.below:g}")
+        if not self.metric and (self.above or self.below or self.falling or self.cooldown):
+            raise ValueError("above, below, falling and cooldown belong to a metric; set metric, as in metric=dormant")
+        if self.metric and self.yoke:
+            raise ValueError("metric and yoke given; expected one of them")
+
+    def __bool__(self) -> bool:
+        return self.every > 0 or bool(self.at or self.metric or self.yoke)
+
+    def due(self, clock: Clock) -> bool:
+        """Did the clock's latest advance in `unit` reach a count at which to act, to measure, or to ask the yoke?"""
+        before, now = clock.last.get(self.unit, 0), clock.now(self.unit)
+        if now == before or now < self.start or (self.stop and now > self.stop):
+            return False
+        if self.yoke:
+            return True
+        every, apart = (self.measure_every, self.cooldown) if self.metric else (self.every, self.every)
+        late = self.skip_last and now + apart > clock.total(self.unit)
+        periodic = clock.passed(every, self.unit) and not late
+        return periodic or (not self.metric and any(before < count <= now for count in self.at))
+
+    # conditions
+
+    def memory(self, like: Tensors) -> Tensors:
+        """What a condition remembers beside a network: whether it may happen, and the count at which it last did."""
+        if not self.metric:
+            return {}
+        device = next(iter(like.values())).device
+        return {"armed": _integer(1, device), "happened": _integer(-1, device)}
+
+    def judge(self, value: float, memory: Tensors, clock: Clock) -> tuple[bool, Tensors]:
+        """Does the event happen at this value of the metric? -> (whether, the memory from now on)."""
+        now, happened, armed = clock.now(self.unit), int(memory["happened"]), bool(memory["armed"])
+        beyond = value < self.below if self.falling else value > self.above
+        back = value >= self.above if self.falling else value <= (self.below or self.above)
+        armed = armed or back
+        happens = beyond and armed and (happened < 0 or now - happened >= self.cooldown)
+        device = memory["armed"].device
+        return happens, {
+            "armed": _integer(armed and not happens, device),
+            "happened": _integer(now if happens else happened, device),
+        }
+
+    # yokes
+
+    def yoked(self, instance: str, part: str, seed: int, position: int, clock: Clock) -> bool:
+        """Did it happen to this part at this update in the other run? Seeds it lacks are matched by position."""
+        times = happenings(self.yoke, instance)
+        if seed not in times.seeds:
+            seed = times.seeds[position % len(times.seeds)]
+        return clock.updates in times.updates[part, seed]
+
+
+class Happenings(NamedTuple):
+    """When an intervention acted in a run."""
+
+    seeds: tuple[int, ...]
+    updates: dict[tuple[str, int], set[int]]  # by part and seed
+
+
+@cache
+def happenings(run_dir: str, instance: str) -> Happenings:
+    """From the ledger of a run. Raises ValueError if the intervention never acted there."""
+    ledger = Path(run_dir) / LEDGER
+    if not ledger.is_file():
+        raise ValueError(f"yoke={run_dir} given; expected a run folder ({LEDGER} is missing)")
+    updates: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for line in ledger.read_text().splitlines():
+        row = json.loads(line)
+        if row.get("intervention") == instance and row["touched"]:
+            updates[row["part"], row["seed"]].add(row["updates"])
+    if not updates:
+        raise ValueError(f"yoke={run_dir} given; no {instance} happened in that run")
+    return Happenings(tuple(sorted({seed for _, seed in updates})), updates)
+
+
+def _integer(value: int, device: object) -> Tensor:
+    import torch  # only where there are networks: --help and a wrong word need none
+
+    return torch.tensor(value, dtype=torch.int64, device=device)  # type: ignore[arg-type]
