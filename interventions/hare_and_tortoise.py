@@ -7,11 +7,12 @@ Rule      every update   tortoise <- momentum * tortoise + (1 - momentum) * hare
 Source    Lee et al. 2024, "Slow and Steady Wins the Race", section 4 and released supervised code (verified). The RL
           code is not public: the period and momentum here are our choice within the supervised range, period * (1 -
           momentum) in [0.2, 2].
-Choices   The optimizer's moments belong to the hare and are kept (verified). `tortoise=own` keeps a slow copy of its
-          own; `tortoise=target` takes the agent's target network, which follows at the agent's tau (BBF and DrQ act
-          with theirs). The released reset aliases the two networks' storage, so that the tortoise swallows the hare's
-          next step whole; here values are copied. The tortoise is what is evaluated (agent.evaluate_with=params
-          evaluates the hare).
+Choices   Buffers (running statistics) are averaged and restarted like weights (verified). The optimizer's moments
+          belong to the hare and are kept (verified). Outside `where` the tortoise has the hare's own.
+          `tortoise=own` keeps a slow copy of its own; `tortoise=target` takes the agent's target network, which
+          follows at the agent's tau (BBF and DrQ act with theirs). The released reset aliases the two networks'
+          storage, so that the tortoise swallows the hare's next step whole; here values are copied. The tortoise is
+          what is evaluated (agent.evaluate_with=params evaluates the hare).
 Effects   Function: the hare's becomes the tortoise's. Target: kept. Birth weights: kept.
 Defaults  momentum 0.999, every 1,000 updates.
 """
@@ -23,11 +24,12 @@ from typing import Literal
 
 import torch
 
+from core.copies import averaged
 from core.events import Context
 from core.intervention import Intervention, OptimizerRule
 from core.options import option
 from core.part import Part, Step, replant
-from core.state import State, Tensors
+from core.state import State, Tensors, weights
 
 
 @dataclass(kw_only=True)
@@ -51,7 +53,7 @@ class HareAndTortoise(Intervention):
     def remember(self, part: Part, params: Tensors) -> Tensors:
         if self.tortoise == "target" and not part.averaged:
             raise ValueError(
-                f"interventions.{self.name}.tortoise=target: the target of {part.name} is a hard copy, which would "
+                f"tortoise=target: the target of {part.name} is a hard copy, which would "
                 "throw away what was learned since; set agent.target=ema, or tortoise=own"
             )
         return {}
@@ -59,14 +61,14 @@ class HareAndTortoise(Intervention):
     def after_step(self, part: Part, s: State, step: Step) -> State:
         if self.tortoise == "target":
             return s
-        names, slow = part.names(self.where), s.copies[self.role]
-        slow = slow | {k: slow[k].lerp(s.params[k], 1 - self.momentum) for k in names}
-        return s._replace(copies=s.copies | {self.role: slow})
+        return averaged(part, s, self.role, self.momentum, self.where)
 
     def event(self, part: Part, s: State, ctx: Context) -> State:
         if self.role not in s.copies:
             return s  # a part without a target network has no tortoise to restart from
-        slow = {k: s.copies[self.role][k] for k in part.names(self.where)}
-        if all(torch.equal(value, s.params[k]) for k, value in slow.items()):
+        hare, slow = weights(s), s.copies[self.role]
+        names = part.names(self.where)
+        if all(torch.equal(slow[k], hare[k]) for k in (*names, *s.buffers)):
             return s  # the hare is where the tortoise is
-        return replant(part, s, slow, optimizer=self.optimizer)
+        buffers = {k: slow[k] for k in s.buffers}
+        return replant(part, s, {k: slow[k] for k in names}, buffers=buffers, optimizer=self.optimizer)

@@ -30,7 +30,7 @@ class L2Init(Intervention):
     def remember(self, part: Part, params: Tensors) -> Tensors:
         if not self._names(part):
             chosen = f"[{','.join(self.where)}] selects only gains and shifts of part {part.name}"
-            raise ValueError(f"interventions.{self.name}.where={chosen}; expected a weight or bias among them")
+            raise ValueError(f"where={chosen}; expected a weight or bias among them")
         return {}
 
     def penalty(self, part: Part, params: Tensors, s: State, step: Step) -> Tensor | float:

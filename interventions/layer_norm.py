@@ -14,8 +14,9 @@ Defaults  work as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from core.blueprint import NetSpec
 from core.intervention import Intervention
@@ -24,7 +25,9 @@ from core.options import option
 
 @dataclass(kw_only=True)
 class LayerNorm(Intervention):
+    exclusive: ClassVar[str] = "normalises every hidden layer"
+
     axes: Literal["image", "channel"] = option("image", help="of a convolution's output: (C, H, W), or C at each pixel")
 
-    def build(self, spec: NetSpec) -> NetSpec:
+    def build(self, spec: NetSpec, size: Callable[[NetSpec], int]) -> NetSpec:
         return replace(spec, norm="layer", norm_axes=self.axes)
