@@ -15,6 +15,7 @@ from core.intervention import Intervention
 from core.spec import EnvSpec
 from core.state import Batch
 from nets import Nature, Scalar, Vectors
+from testbeds import Classifier
 
 VECTOR = EnvSpec("toy/vector", (5,), "float32", num_actions=3)
 FRAMES = EnvSpec("toy/frames", (36, 36), "uint8", num_actions=3, stack=2)
@@ -39,6 +40,16 @@ def sac(interventions: Sequence[Intervention] = (), value=None, net: NetSpec | N
     """A SAC of a few thousand weights."""
     settings = SAC.Settings(batch_size=BATCH, **settings)
     return SAC(settings, CONTROL, net or Vectors(width=16), value or Scalar("mse"), named(interventions))
+
+
+def classifier(interventions: Sequence[Intervention] = (), net: NetSpec | None = None, **settings) -> Classifier:
+    """A classifier of a few hundred weights, on the observations of VECTOR."""
+    settings = Classifier.Settings(batch_size=BATCH, **settings)
+    learner = Classifier(
+        settings, *VECTOR.obs_shape, VECTOR.num_actions, net or Vectors(width=16), named(interventions)
+    )
+    learner.spec = VECTOR
+    return learner
 
 
 def named(interventions: Sequence[Intervention]) -> Sequence[Intervention]:
@@ -74,6 +85,7 @@ def batch_for(spec: EnvSpec, seeds: Sequence[int], count: int = 0) -> Batch:
                 "reward": torch.randn(BATCH, generator=g),
                 "discount": 0.99 * (torch.rand(BATCH, generator=g) > 0.2).float(),
                 "weight": torch.ones(BATCH),
+                "label": torch.randint(0, spec.num_actions or 2, (BATCH,), generator=g),
             }
         )
     return {key: torch.stack([m[key] for m in members]) for key in members[0]}
@@ -95,9 +107,9 @@ def run(engine: Engine, updates: int, clock: Clock | None = None) -> Clock:
 
 
 def largest_difference(a, b) -> float:
-    """Over all leaves of two trees."""
-    pairs = zip(tree_leaves(a), tree_leaves(b), strict=True)
-    return max((float((x - y).abs().max()) for x, y in pairs if x.numel()), default=0.0)
+    """Over all leaves of two trees; of a leaf with entries beyond 1, relative to the greatest."""
+    pairs = [(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True) if x.numel()]
+    return max((float((x - y).abs().max() / x.abs().max().clamp_min(1)) for x, y in pairs), default=0.0)
 
 
 def equal(a, b) -> bool:

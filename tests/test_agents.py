@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from learners import BATCH, CONTROL, FRAMES, VECTOR, batch_for, dqn, equal, sac
+from learners import BATCH, CONTROL, FRAMES, VECTOR, batch_for, dqn, engine, equal, largest_difference, run, sac
 from scipy import stats
 from torch import nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from agents import DQN, SAC
 from core.clock import Clock
-from core.randomness import uniform
+from core.randomness import Noise, draw
 from core.state import member
 from nets import C51, VALUES, Nature, Scalar, TwoHot, Vectors
 
@@ -160,7 +160,7 @@ def test_epsilon_begins_anew_with_a_task():
 
 def acting_noise(episodes, count=0):
     keys = torch.tensor([[11, 12], [13, 14]])
-    drawn = uniform(keys, torch.tensor(count), (episodes,))
+    drawn = draw({"u": Noise("uniform", (episodes,))}, {"u": keys}, torch.tensor(count))["u"]
     return {"explore": drawn[0], "action": drawn[1]}
 
 
@@ -474,3 +474,14 @@ def test_the_defaults_are_the_published_ones():
     assert (d.epsilon_final, d.epsilon_decay, d.epsilon_eval, d.weight_decay) == (0.01, 5000, 0.001, 0)
     assert (s.learning_rate, s.batch_size, s.discount, s.n_step, s.critics) == (3e-4, 256, 0.99, 1, 2)
     assert (s.tau, s.initial_temperature, s.target_entropy, s.weight_decay) == (0.005, 1.0, -0.5, 0)
+
+
+@pytest.mark.parametrize("make", [dqn, sac])
+def test_the_optimizer_in_place_takes_the_steps_of_the_one_by_values(make):
+    """In place, by torch's fused kernel, as the engine steps convolutions; by values, as the definition reads."""
+    fused, plain = engine(make(), (0, 1)), engine(make(), (0, 1))
+    for part in plain.learner.parts.values():
+        part.fused = False
+    run(fused, 3)
+    run(plain, 3)
+    assert largest_difference(fused.states, plain.states) < 1e-5

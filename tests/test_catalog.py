@@ -83,7 +83,7 @@ def test_an_environment_knows_the_name_it_was_made_by(name):
             {"action_repeats": 2},
             "env.action_repeats: no such setting; did you mean env.action_repeat?",
         ),
-        ("dmc/walker-walk", {"action_repeat": 0}, "env.action_repeat: 0 given; expected at least 1"),
+        ("dmc/walker-walk", {"action_repeat": 0}, "env.action_repeat: 0 given; expected at least 1 and at most 100"),
         ("toy/chain", {"length": 3}, "env.length: no such setting; toy/chain has none"),
     ],
 )

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from core.clock import Clock
-from core.intervention import When
+from core.when import When
 
 
 def walk(clock: Clock, when: When) -> list[int]:
@@ -230,3 +230,11 @@ def test_the_updates_of_a_stream_count_every_tasks_warm_up():
     assert Clock(steps=10_500, **stream).total("updates") == 9_000
     assert Clock(steps=10_000, **stream).total("updates") == 9_000
     assert Clock(steps=25_000, **stream | {"switches": 1}).total("updates") == 9_000 + 14_000
+
+
+def test_a_run_reaches_as_many_tasks_as_begin_within_it():
+    stream = {"task_length": 10_000, "switches": 9}
+    reached = {steps: Clock(steps=steps, **stream) for steps in (10_000, 10_001, 500_000)}
+    assert [clock.total("tasks") for clock in reached.values()] == [1, 2, 10]
+    assert [clock.greatest("tasks") for clock in reached.values()] == [0, 1, 9]
+    assert reached[10_001].greatest("env_steps") == 10_001

@@ -151,7 +151,15 @@ def test_every_choice_composes():
         for name in rooms.choices(group):
             load([f"{group}={name}"])
     for name in rooms.interventions():
-        assert load([f"interventions=[{name}]", "steps=1_000_000"]).interventions[0].name == name
+        for learner in (["agent=sac"], ["agent=dqn", "env=atari/pong"]):  # with its default schedule and length
+            assert load([*learner, f"interventions=[{name}]"]).interventions[0].name == name
+
+
+@pytest.mark.parametrize(("steps", "every"), [(5_000, 2_000), (20_000, 8_000), (100_000, 40_000), (1_000_000, 40_000)])
+def test_a_default_schedule_fits_itself_to_a_short_run_and_a_chosen_one_does_not(steps, every):
+    run = ["interventions=[reset]", f"steps={steps}"]
+    assert load(run).interventions[0].when.every == every
+    assert load([*run, "interventions.reset.when.every=1_234"]).interventions[0].when.every == 1_234
 
 
 # the run's name
@@ -215,8 +223,19 @@ MISTAKES = {
     "interventions=[reset] interventions.reset.wher=[head]": "interventions.reset.wher: no such setting; "
     "did you mean interventions.reset.where?",
     "interventions=[reset] interventions.reset.when.every=0": "interventions.reset.when.every: reset acts by events",
-    "interventions=[reset] interventions.reset.when.every=1_000_000": "interventions.reset.when.every: no event that "
-    "leaves a full interval after it (skip_last) is due within this run's",
+    "interventions=[reset] interventions.reset.when.every=1_000_000": "interventions.reset.when.every=1000000: no "
+    "event with a full interval after it (when.skip_last) falls within this run's",
+    "interventions=[reset] interventions.reset.when.every=1 interventions.reset.when.unit=tasks": "interventions.reset."
+    "when.every=1: no event with a full interval after it (when.skip_last) falls within this run's 0 task switches",
+    "interventions=[reset] interventions.reset.when.every=-3": "interventions.reset.when.every: -3 given; expected at "
+    "least 0",
+    "interventions=[l2] interventions.l3.weight=3": "interventions.l3.weight: no such intervention in this run; there "
+    "is l2",
+    "value=hl_gauss value.scalar.eror=mse": "value.scalar.eror: no such setting; did you mean value.scalar.error?",
+    "hydra.run.dir=/tmp/x": "hydra.run.dir: the folder of a run is set by run_dir",
+    "steps=5_000 replay_ratio=0.0001": "replay_ratio: 0.0001 given; with steps=5000",
+    "stream.tasks=[atari/pong,atari/breakout] stream.steps=100_000": "stream.steps: 100000 given; with steps=20000 the "
+    "last of 2 tasks would never begin",
     "interventions=[l2] interventions.l2.when.every=5": "interventions.l2.when: l2 has no event",
     "steps=0": "steps: 0 given; expected at least 1",
     "steps=ten": "steps: ten given; expected a whole number",

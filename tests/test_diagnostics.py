@@ -10,27 +10,48 @@ import torch
 from learners import FRAMES, VECTOR, batch_for, dqn, equal, sac
 from torch.utils._pytree import tree_map
 
+from core.blueprint import PRE
 from core.diagnostics import (
     CHEAP,
-    MIDDLE,
+    DEAR,
+    IMAGE,
+    TIERS,
+    adam_health,
+    churn,
     dead,
     distance_from_birth,
     dormant,
-    feature_ranks,
+    effective_learning_rate,
     gradient_norm,
+    growth,
+    linearised,
+    measure,
     parameter_norm,
+    preactivation,
+    sign_entropy,
+    spectral_norm,
     target_scale,
+    trainability,
     update_ratio,
     value_scale,
+    weight_magnitude,
+    zero_gradient,
 )
-from core.diagnostics.ranks import effective_rank, srank
-from core.diagnostics.units import activity, scores
+from core.diagnostics.churn import differences
+from core.diagnostics.spectra import top_singular_value
+from core.diagnostics.units import magnitudes, scores
 from core.part import Outcome, Step, descend
 from core.state import clone, member
 from interventions.l2 import L2
-from nets import Nature, Vectors
+from nets import C51, HLGauss, Nature, TwoHot, Vectors
 
-ALL = (*CHEAP, *MIDDLE)
+
+def short_trainability(part, s, step):
+    return trainability(part, s, step, steps=2)
+
+
+TIERED = [diagnostic for tier in TIERS for diagnostic in tier.diagnostics]
+ALL = [short_trainability if d is trainability else d for d in TIERED]
 CONVS = {"encoder.convs.0": 32, "encoder.convs.1": 64, "encoder.convs.2": 64}
 
 
@@ -40,8 +61,8 @@ def observe(agent, states, part="q", seed=0):
     batch = member(batch_for(spec, (0,), seed), 0) | {"alive": torch.tensor(True), "update": torch.tensor(1)}
     g = torch.Generator().manual_seed(seed)
     noise = {k: torch.randn(n.shape, generator=g) for k, n in agent.noise(8).items()}
-    grads, outcome = agent.parts[part].gradient(states, batch, noise)
-    return agent.parts[part], states[part], Step(batch, noise, outcome, grads)
+    grads, outcome = agent.parts[part].gradient(states, batch, noise, observing=True)
+    return agent.parts[part], states[part], Step(batch, noise, outcome, grads, states)
 
 
 def born(agent):
@@ -93,7 +114,7 @@ def test_a_score_is_a_units_mean_activity_over_samples_and_pixels_relative_to_it
     level = [
         np.mean([abs(float(h[b, c, y, x])) for b in range(4) for y in range(5) for x in range(2)]) for c in range(3)
     ]
-    np.testing.assert_allclose(activity(h).numpy(), level, rtol=1e-5)
+    np.testing.assert_allclose(magnitudes(h).mean(1).numpy(), level, rtol=1e-5)
     np.testing.assert_allclose(scores(h).numpy(), np.array(level) / np.mean(level), rtol=1e-5)
 
 
@@ -127,6 +148,92 @@ def test_a_unit_that_speaks_once_at_one_pixel_is_not_dead():
     found = dead(agent.q, born(agent)["q"], shown(feats))
     assert found["dead/encoder.convs.0"].item() == pytest.approx(31 / 32)
     assert found["dead/trunk.layers.0"] == 1
+
+
+def pre(**layers):
+    """A step that shows these pre-activations, [B, units]; the features are their positive parts."""
+    shown_pre = {f"trunk.{k}{PRE}": a for k, a in layers.items()}
+    return shown(shown_pre | {f"trunk.{k}": a.relu() for k, a in layers.items()})
+
+
+def planted():
+    """Two layers of 16 units on 8 samples. Of the first, 3 are always positive, 2 never, the others half the time."""
+    a = torch.tensor([1.0, -1.0]).repeat(4)[:, None].repeat(1, 16)
+    a[:, :3], a[:, 3:5] = 0.5, -0.5
+    return pre(h0=a, h1=torch.tensor([1.0, -1.0]).repeat(4)[:, None].repeat(1, 16))
+
+
+def test_always_positive_units_are_linearised_and_never_positive_ones_are_dead():
+    agent = dqn(spec=VECTOR)
+    found = linearised(agent.q, born(agent)["q"], planted()) | dead(agent.q, born(agent)["q"], planted())
+    assert found["linearised/trunk.layers.0"].item() == pytest.approx(3 / 16)
+    assert found["dead/trunk.layers.0"].item() == pytest.approx(2 / 16)
+    assert found["linearised"].item() == pytest.approx(3 / 32) and found["dead"].item() == pytest.approx(2 / 32)
+    assert found["linearised/trunk.layers.1"] == found["dead/trunk.layers.1"] == 0
+
+
+def test_behind_crelu_a_constant_sign_of_either_kind_is_linear_and_nothing_is_dead():
+    agent = dqn(spec=VECTOR, net=Vectors(width=16, activation="crelu"))
+    a = planted().outcome.feats["trunk.h0" + PRE]
+    step = pre(h0=a, h1=a)
+    feats = {
+        k: torch.cat([f, step.outcome.feats[k + PRE].neg().relu()], 1)
+        for k, f in step.outcome.feats.items()
+        if PRE not in k
+    }
+    step = shown(step.outcome.feats | feats)
+    assert linearised(agent.q, born(agent)["q"], step)["linearised"].item() == pytest.approx(5 / 16)
+    assert dead(agent.q, born(agent)["q"], step)["dead"] == 0
+
+
+@pytest.mark.parametrize("bias, shares", [(1e3, (1, 0)), (-1e3, (0, 1)), (0, (0, 0))])
+def test_a_large_bias_makes_a_unit_linear_or_dead_and_normal_pre_activations_do_neither(bias, shares):
+    agent = dqn(spec=VECTOR)
+    a = torch.randn(512, 16, generator=torch.Generator().manual_seed(0)) + bias
+    step = pre(h0=a, h1=a)
+    found = linearised(agent.q, born(agent)["q"], step) | dead(agent.q, born(agent)["q"], step)
+    assert (found["linearised"], found["dead"]) == shares
+
+
+def test_sign_entropy_is_ln_2_at_one_half_and_0_for_constant_signs():
+    agent = dqn(spec=VECTOR)
+    found = sign_entropy(agent.q, born(agent)["q"], planted())
+    assert found["sign_entropy/trunk.layers.1"].item() == pytest.approx(math.log(2))
+    assert found["sign_entropy/trunk.layers.0"].item() == pytest.approx(11 / 16 * math.log(2))
+    quarter = pre(h0=torch.tensor([1.0, -1, -1, -1]).repeat(2)[:, None].repeat(1, 16), h1=torch.ones(8, 16))
+    p = 0.25
+    by_hand = -p * math.log(p) - (1 - p) * math.log(1 - p)
+    found = sign_entropy(agent.q, born(agent)["q"], quarter)
+    assert found["sign_entropy"].item() == pytest.approx(by_hand / 2)
+
+
+def test_exactly_zero_gradients_are_counted_over_parameters_not_tensors():
+    agent = dqn(spec=VECTOR, dueling=False)
+    part, s, step = observe(agent, born(agent))
+    grads = {k: torch.ones_like(p) for k, p in s.params.items()}
+    grads["trunk.layers.0.weight"][:4] = 0  # 4 of 16 rows of 5
+    grads["trunk.layers.1.bias"][0] = 1e-30
+    found = zero_gradient(part, s, step._replace(grads=grads))
+    assert found["zero_gradient/trunk.layers.0"].item() == pytest.approx(20 / (16 * 5 + 16))
+    assert found["zero_gradient"].item() == pytest.approx(20 / sum(p.numel() for p in s.params.values()))
+    assert found["zero_gradient/trunk.layers.1"] == 0
+
+
+def test_pre_activation_moments_by_hand():
+    agent = dqn(spec=VECTOR)
+    a = torch.tensor([[0.0, 3.0], [2.0, 3.0]]).repeat(4, 8)  # units of mean 1 and variance 1, or 3 and 0
+    found = preactivation(agent.q, born(agent)["q"], pre(h0=a, h1=-a))
+    assert found["preactivation_mean_abs/trunk.layers.1"].item() == pytest.approx(2)
+    assert found["preactivation_mean_abs"].item() == pytest.approx(2)
+    assert found["preactivation_mean_sd/trunk.layers.0"].item() == pytest.approx(1)
+    assert found["preactivation_mean_sd"].item() == pytest.approx(math.sqrt(5))  # of 1, 3, -1 and -3
+    assert found["preactivation_one_sided"].item() == pytest.approx(0.5)
+    wide = pre(
+        h0=torch.tensor([0.0, 4.0]).repeat(4)[:, None].repeat(1, 16),
+        h1=torch.tensor([0.0, 2.0]).repeat(4)[:, None].repeat(1, 16),
+    )
+    found = preactivation(agent.q, born(agent)["q"], wide)
+    assert found["preactivation_variance/trunk.layers.0"] == 4 and found["preactivation_variance/trunk.layers.1"] == 1
 
 
 # weights
@@ -227,73 +334,104 @@ def test_the_update_ratio_is_that_of_an_actual_optimizer_step():
     assert_per_layer(update_ratio(part, s, step), "update_ratio", expected, rel=1e-3)
 
 
-# ranks
-
-
-def test_the_identity_has_full_rank():
-    for d in (1, 4, 32):
-        sigma = torch.ones(d).double()
-        assert srank(sigma) == d and effective_rank(sigma).item() == pytest.approx(d)
-
-
-def test_a_matrix_of_rank_one_has_rank_one():
-    sigma = torch.linalg.svdvals(torch.outer(torch.arange(1, 9), torch.ones(5)).double())
-    assert srank(sigma) == 1 and effective_rank(sigma).item() == pytest.approx(1, abs=1e-6)
-
-
-def test_ranks_by_hand():
-    sigma = torch.tensor([90.0, 9.5, 0.4, 0.1]).double()  # shares 0.9, 0.995, 0.999, 1
-    assert srank(sigma) == 2 and srank(sigma, delta=0.2) == 1 and srank(sigma, delta=0.002) == 3
-    p = sigma.numpy() / 100
-    assert effective_rank(sigma).item() == pytest.approx(math.exp(-(p * np.log(p)).sum()))
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1e6])
-def test_ranks_are_blind_to_scale(scale):
-    sigma = torch.linspace(5, 0.1, 20).double()
-    assert srank(scale * sigma) == srank(sigma)
-    assert effective_rank(scale * sigma).item() == pytest.approx(effective_rank(sigma).item())
-
-
-def test_zero_features_have_at_most_one_direction():
-    assert srank(torch.zeros(6).double()) <= 1
-    assert effective_rank(torch.zeros(6).double()) <= 1
-
-
-def rank_by_numpy(phi):
-    sigma = np.linalg.svd(phi.double().numpy(), compute_uv=False)
-    share = np.cumsum(sigma) / sigma.sum()
-    p = sigma[sigma > 0] / sigma.sum()
-    return next(k for k, x in enumerate(share, 1) if x >= 0.99), math.exp(-(p * np.log(p)).sum())
-
-
-def test_feature_ranks_are_those_of_what_each_critics_output_layer_reads():
-    agent = sac()
+def test_weight_magnitudes_are_of_matrices_and_affine_ones_stand_apart():
+    agent = dqn(spec=VECTOR, net=Vectors(width=16, norm="layer"), dueling=False)
     states = born(agent)
-    part, s, step = observe(agent, states, part="critic")
-    found = feature_ranks(part, s, step)
-    x = torch.cat([step.batch["obs"], step.batch["action"]], 1)
-    by_hand = []
-    for i in (0, 1):
-        h = x
-        for j in (0, 1):
-            w, b = layer_tensors(s.params, f"q.{i}.trunk.layers.{j}")
-            h = (h @ w.T + b).relu()
-        by_hand.append(rank_by_numpy(h))
-        assert found[f"srank/q.{i}.trunk.layers.1"] == by_hand[i][0]
-        assert found[f"effective_rank/q.{i}.trunk.layers.1"].item() == pytest.approx(by_hand[i][1], rel=1e-4)
-    assert found["srank"].item() == pytest.approx((by_hand[0][0] + by_hand[1][0]) / 2)
-    assert found["effective_rank"].item() == pytest.approx((by_hand[0][1] + by_hand[1][1]) / 2, rel=1e-4)
-    assert len(found) == 6
+    part, s, step = observe(agent, states)
+    params = {k: torch.full_like(p, 7.0) for k, p in s.params.items()}  # biases, of which nothing is said
+    params |= {k: torch.full_like(p, -3.0) for k, p in params.items() if "norms" in k}
+    params |= {k: torch.full_like(p, -0.5) for k, p in params.items() if p.ndim > 1}
+    params["trunk.layers.0.weight"] = torch.tensor([1.0, -3.0]).repeat(40).reshape(16, 5)
+    found = weight_magnitude(part, s._replace(params=params), step)
+    assert found["weight_magnitude/trunk.layers.0"] == 2 and found["affine_magnitude"] == 3
+    assert found["weight_rms/trunk.layers.0"].item() == pytest.approx(math.sqrt(5))
+    assert found["weight_magnitude/advantage"] == 0.5
+    sizes = {k: p.numel() for k, p in params.items() if p.ndim > 1}
+    expected = (2 * sizes["trunk.layers.0.weight"] + 0.5 * (sum(sizes.values()) - 80)) / sum(sizes.values())
+    assert found["weight_magnitude"].item() == pytest.approx(expected)
 
 
-def test_feature_ranks_are_of_the_last_hidden_layer_alone():
+def test_growth_is_relative_to_birth_and_its_balance_is_the_spread_of_logarithms():
     agent = dqn(spec=VECTOR)
-    feats = {"trunk.h0": torch.ones(32, 16), "trunk.h1": 3 * torch.eye(16).repeat(2, 1)}
-    found = feature_ranks(agent.q, born(agent)["q"], shown(feats))
-    assert found["srank"] == found["srank/trunk.layers.1"] == 16
-    assert found["effective_rank"].item() == pytest.approx(16)
-    assert len(found) == 4
+    part, s, step = observe(agent, born(agent))
+    assert growth(part, s, step)["growth"] == 1 and growth(part, s, step)["growth_balance"] == 0
+    alike = {k: 10 * p for k, p in s.params.items()}
+    found = growth(part, s._replace(params=alike), step)
+    assert found["growth"].item() == pytest.approx(10, rel=1e-5)
+    assert found["growth_balance"].item() == pytest.approx(0, abs=1e-5)
+    one = s.params | {"trunk.layers.0.weight": 3 * s.params["trunk.layers.0.weight"]}
+    one |= {"trunk.layers.1.weight": s.params["trunk.layers.1.weight"] / 2}
+    found = growth(part, s._replace(params=one), step)
+    assert found["growth/trunk.layers.0"].item() == pytest.approx(3, rel=1e-5)
+    assert found["growth_balance"].item() == pytest.approx(math.log(6), rel=1e-5)
+
+
+def test_the_spectral_norm_is_numpys_and_scales_with_the_weights():
+    w = torch.randn(7, 12, generator=torch.Generator().manual_seed(0))
+    for matrix in (w, w.T, torch.outer(w[0], w[1, :5])):
+        assert top_singular_value(matrix).item() == pytest.approx(np.linalg.norm(matrix.double().numpy(), 2))
+    assert top_singular_value(-4 * w).item() == pytest.approx(4 * top_singular_value(w).item())
+    assert top_singular_value(torch.zeros(3, 3)) == 0
+
+
+def test_the_lipschitz_bound_is_a_product_along_each_chain_to_each_output():
+    agent = dqn(spec=VECTOR)
+    part, s, step = observe(agent, born(agent))
+    found = spectral_norm(part, s, step)
+    sigma = {k: np.linalg.norm(p.double().numpy(), 2) for k, p in s.params.items() if p.ndim > 1}
+    trunk = sigma["trunk.layers.0.weight"] * sigma["trunk.layers.1.weight"]
+    for head in ("advantage", "value"):
+        assert found[f"lipschitz_bound/{head}"].item() == pytest.approx(trunk * sigma[f"{head}.weight"])
+    doubled = spectral_norm(part, s._replace(params={k: 2 * p for k, p in s.params.items()}), step)
+    assert doubled["spectral_norm"].item() == pytest.approx(2 * max(sigma.values()))
+    assert doubled["lipschitz_bound/value"].item() == pytest.approx(8 * trunk * sigma["value.weight"])
+    twins = spectral_norm(*observe(sac(), born(sac()), "critic"))
+    assert {k for k in twins if k.startswith("lipschitz")} == {
+        f"lipschitz_bound{k}" for k in ("", "/q.0.head", "/q.1.head")
+    }
+
+
+def test_the_lipschitz_bound_bounds():
+    agent = dqn(spec=VECTOR, dueling=False)
+    part, s, step = observe(agent, born(agent))
+    bound = spectral_norm(part, s, step)["lipschitz_bound"].item()
+    x, g = step.batch["obs"], torch.Generator().manual_seed(0)
+    moved = x + 0.1 * torch.randn(x.shape, generator=g)
+    change = (part(s.params, moved)[0] - part(s.params, x)[0]).flatten(1).norm(dim=1) / (moved - x).norm(dim=1)
+    assert change.max().item() <= bound
+
+
+def test_adams_health_by_hand():
+    agent = dqn(spec=VECTOR, adam_eps=0.5)
+    part, s, step = observe(agent, born(agent))
+    count = sum(p.numel() for p in s.params.values())
+    grads = {k: torch.ones_like(p) for k, p in s.params.items()}
+    grads["value.bias"] = torch.tensor([0.1])  # its root mean square is below eps
+    found = adam_health(part, s, step._replace(grads=grads))
+    assert found["adam_max_update"].item() == pytest.approx(1 / 1.5, rel=1e-5)
+    assert found["adam_mean_update"].item() == pytest.approx(((count - 1) / 1.5 + 0.1 / 0.6) / count, rel=1e-5)
+    assert found["adam_below_eps"].item() == pytest.approx(1 / count)
+
+
+def test_stale_second_moments_show_as_updates_far_above_one():
+    agent = dqn(spec=VECTOR, adam_eps=1e-8)
+    part, s, step = observe(agent, born(agent))
+    ones = {k: torch.ones_like(p) for k, p in s.params.items()}
+    old = {"m": ones, "v": {k: 1e-6 * p for k, p in ones.items()}, "t": {k: p.new_tensor(1e6) for k, p in ones.items()}}
+    found = adam_health(part, s._replace(optim=old), step._replace(grads=ones))
+    assert found["adam_max_update"].item() == pytest.approx(1 / math.sqrt(1e-3 + 1e-6), rel=1e-2)
+
+
+def test_the_effective_learning_rate_by_hand():
+    agent = dqn(spec=VECTOR, learning_rate=0.01)
+    part, s, step = observe(agent, born(agent))
+    found = effective_learning_rate(part, s, step)
+    g, w = (total(tree["trunk.layers.1.weight"]) for tree in (step.grads, s.params))
+    assert found["effective_learning_rate/trunk.layers.1"].item() == pytest.approx(0.01 * g / w**2, rel=1e-5)
+    larger = effective_learning_rate(part, s._replace(params={k: 10 * p for k, p in s.params.items()}), step)
+    assert larger["effective_learning_rate"].item() == pytest.approx(
+        found["effective_learning_rate"].item() / 100, rel=1e-4
+    )
 
 
 # values
@@ -333,7 +471,89 @@ def test_parts_without_targets_report_none():
     assert target_scale(part, s, step) == {} and value_scale(part, s, step) == {}
 
 
+@pytest.mark.parametrize("value", [TwoHot(-2, 2, 5), HLGauss(-2, 2, 5)], ids=["two-hot", "hl-gauss"])
+def test_a_target_outside_the_support_is_clipped(value):
+    nothing = torch.zeros(4, 5)  # equal logits: of value 0
+    reward, discount = torch.tensor([0.0, 2.5, -2.5, 1.9]), torch.ones(4)
+    assert value.clipped(reward, discount, nothing).tolist() == [0, 1, 1, 0]
+
+
+def test_of_a_distribution_the_mass_beyond_the_edges_is_clipped():
+    value, even = C51(-2, 2, 5), torch.zeros(5, 5)  # atoms -2, -1, 0, 1, 2 with a fifth each
+    reward = torch.tensor([0.0, 1.0, -2.5, 100.0, 0.0])
+    discount = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5])
+    expected = torch.tensor([0, 1 / 5, 3 / 5, 1, 0])
+    torch.testing.assert_close(value.clipped(reward, discount, even), expected)
+
+
+def test_the_losses_report_what_their_support_clips():
+    for value, clipped in (
+        (None, 0.0),
+        (TwoHot(-1e-6, 1e-6, 5), 1.0),
+        (C51(-1e-6, 1e-6, 5), 1.0),
+        (TwoHot(-1e6, 1e6, 5), 0.0),
+    ):
+        for agent, name in ((dqn(spec=VECTOR, value=value), "q"), (sac(value=value), "critic")):
+            assert target_scale(*observe(agent, born(agent), name))["target_clipped"].item() == pytest.approx(clipped)
+
+
+# churn
+
+
+def test_churn_of_a_step_that_moves_nothing_is_zero():
+    for agent, name in ((dqn(spec=VECTOR, learning_rate=1e-30), "q"), (sac(learning_rate=1e-30), "actor")):
+        found = churn(*observe(agent, born(agent), name))
+        assert found and not any(found.values())
+
+
+def test_a_constant_for_all_actions_is_value_churn_and_no_policy_churn():
+    before = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    found = differences(before, before + 3, greedy=True, valued=True)
+    assert found["policy_churn"] == 0 and found["value_churn"].item() == pytest.approx(3)
+    found = differences(before, -before, greedy=True, valued=True)
+    assert found["policy_churn"] == 1
+    one = before.clone()
+    one[:8, 0] += 100
+    changed = (before[:8].argmax(-1) != 0).sum().item() / 32
+    assert differences(before, one, greedy=True, valued=True)["policy_churn"].item() == pytest.approx(changed)
+    assert "policy_churn" not in differences(before, one, greedy=False, valued=True)
+
+
+def test_the_change_of_a_policy_is_the_length_of_the_change_of_its_action():
+    before = torch.zeros(6, 2)
+    found = differences(before, torch.tensor([3.0, 4.0]).expand(6, 2), greedy=False, valued=False)
+    assert found == {"output_churn": 5}
+
+
+def test_churn_is_that_of_a_training_step_on_the_first_half_seen_on_the_second():
+    agent = dqn(spec=VECTOR, learning_rate=0.05)
+    states = born(agent)
+    part, s, step = observe(agent, states)
+    halves = [{k: t[i : i + 4] if t.ndim else t for k, t in step.batch.items()} for i in (0, 4)]
+    after, _ = descend(part, states, halves[0], {})
+    q, moved = (part(params, halves[1]["obs"])[0][..., 0] for params in (s.params, after["q"].params))
+    found = churn(part, s, step)
+    assert (
+        found["value_churn"].item() == pytest.approx((q - moved).abs().mean().item(), rel=1e-4)
+        and found["value_churn"] > 0
+    )
+    assert found["policy_churn"].item() == (q.argmax(-1) != moved.argmax(-1)).float().mean().item()
+
+
+def test_who_decides_by_the_largest_has_policy_churn_and_who_values_has_value_churn():
+    agent = sac()
+    assert set(churn(*observe(agent, born(agent), "critic"))) == {"value_churn"}
+    assert set(churn(*observe(agent, born(agent), "actor"))) == {"output_churn"}
+    agent = dqn(spec=VECTOR)
+    assert set(churn(*observe(agent, born(agent)))) == {"value_churn", "policy_churn"}
+
+
 # everywhere
+
+
+def assert_finite(found):
+    for key, value in found.items():
+        assert value.ndim == (2 if key.endswith(IMAGE) else 0) and value.isfinite().all(), key
 
 
 LEARNERS = {"dqn frames": (dqn, "q"), "dqn vectors": (lambda: dqn(spec=VECTOR), "q")}
@@ -358,7 +578,7 @@ def test_every_diagnostic_is_finite_even_where_layers_are_wholly_silent(diagnost
         states[part] = states[part]._replace(birth=params)
     states[part] = states[part]._replace(params=params)
     found = diagnostic(*observe(agent, states, part))
-    assert all(v.shape == () and v.isfinite() for v in found.values())
+    assert_finite(found)
     if silent != "none" and diagnostic in (dormant, dead):
         assert all(found[f"{'dead' if diagnostic is dead else 'dormant@0'}/{name}"] == 1 for name in chosen)
 
@@ -369,8 +589,7 @@ def test_every_diagnostic_is_finite_even_where_layers_are_wholly_silent(diagnost
 )
 def test_every_diagnostic_takes_a_network_without_dense_hidden_layers(diagnostic, spec, net):
     agent = dqn(spec=spec, net=net)
-    found = diagnostic(*observe(agent, born(agent)))
-    assert all(v.shape == () and v.isfinite() for v in found.values())
+    assert_finite(diagnostic(*observe(agent, born(agent))))
 
 
 @pytest.mark.parametrize("diagnostic", ALL, ids=lambda d: d.__name__)
@@ -386,4 +605,32 @@ def test_no_diagnostic_changes_anything(diagnostic):
 
 
 def test_the_tiers_hold_every_diagnostic_once():
-    assert len(set(ALL)) == len(ALL) == 9
+    assert len(set(TIERED)) == len(TIERED) == 24
+
+
+def test_a_metric_is_found_in_every_tier_and_its_dear_ones_are_not_computed_for_cheap_ones(monkeypatch):
+    agent = dqn(spec=VECTOR)
+    part, s, step = observe(agent, born(agent))
+    for metric, function in (("dead", dead), ("churn/x", None), ("value_churn", churn), ("growth_balance", growth)):
+        if function:
+            assert measure(metric, part, s, step) == pytest.approx(float(function(part, s, step)[metric]))
+    assert measure("dormant", part, s, step) == float(dormant(part, s, step)["dormant@0.025"])
+
+    def never(*_):
+        raise AssertionError("a dear diagnostic ran for a cheap metric")
+
+    monkeypatch.setattr(
+        "core.diagnostics.TIERS", [CHEAP._replace(diagnostics=(dead,)), DEAR._replace(diagnostics=(never,))]
+    )
+    measure("dead", part, s, step)
+    with pytest.raises(AssertionError):
+        measure("entk_rank", part, s, step)
+
+
+def test_a_metric_that_is_a_picture_or_misspelt_is_refused_by_name(monkeypatch):
+    agent = dqn(spec=VECTOR)
+    both = CHEAP._replace(diagnostics=(lambda *_: {"dead": torch.ones(()), "x_image": torch.eye(2)},))
+    monkeypatch.setattr("core.diagnostics.TIERS", [both])
+    for metric in ("ded", "x_image"):
+        with pytest.raises(ValueError, match=f"when.metric={metric} given"):
+            measure(metric, *observe(agent, born(agent)))

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from core.assemble import evaluated_role
 from core.clock import Clock
 from core.events import Context
-from core.intervention import When
 from core.state import clone, member
+from core.when import When
 from interventions.hare_and_tortoise import HareAndTortoise
 from interventions.reset import Reset
 from interventions.shrink_and_perturb import ShrinkAndPerturb

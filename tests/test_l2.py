@@ -51,14 +51,14 @@ def test_biases_gains_and_shifts_receive_no_gradient():
 
 
 def test_the_penalty_is_half_the_coefficient_times_the_squared_norm():
-    intervention = L2(weight=0.2, where=("w", "b"))
+    intervention = L2(weight=0.2)
 
-    class TwoTensors:
-        def names(self, where):
-            return list(where)
+    class OneMatrix:
+        def matrices(self, where):
+            return ["w"]
 
     params = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.tensor([5.0])}
-    assert float(intervention.penalty(TwoTensors(), params, None, None)) == pytest.approx(0.5 * 0.2 * 30.0)
+    assert float(intervention.penalty(OneMatrix(), params, None, None)) == pytest.approx(0.5 * 0.2 * 30.0)
 
 
 def test_where_limits_the_penalty():

@@ -7,8 +7,8 @@ import torch
 from learners import CONTROL, FRAMES, VECTOR, batch_for, dqn, engine, equal, run, sac
 
 from core.clock import Clock
-from core.intervention import When
 from core.state import member
+from core.when import When
 from interventions.l2_init import L2Init
 from interventions.layer_norm import LayerNorm
 from interventions.reset import Reset

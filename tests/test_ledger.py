@@ -9,9 +9,10 @@ import torch
 from learners import CONTROL, VECTOR, batch_for, dqn, engine, equal, named, sac
 
 from core.clock import Clock
-from core.intervention import Intervention, When
+from core.intervention import Intervention
 from core.ledger import NothingChanged, entry
 from core.state import clone, member
+from core.when import When
 from interventions.hare_and_tortoise import HareAndTortoise
 from interventions.reset import Reset
 from interventions.shrink_and_perturb import ShrinkAndPerturb

@@ -12,10 +12,12 @@ from torch import nn
 
 from core.blueprint import NetSpec
 from core.clock import Clock
+from core.copies import follow
 from core.events import Context, redraw
 from core.intervention import Intervention
 from core.optim import Adam
-from core.part import Outcome, Part, check_parts, descend, follow, replant
+from core.part import Outcome, Part, descend, replant
+from core.selection import check_parts
 from core.state import clone
 from nets.mlp import MLP
 
@@ -255,7 +257,9 @@ def test_fresh_draws_repeat_with_equal_counters_and_differ_otherwise():
 
 
 def context(part: Part, s, clock=None, seed=0, instance="reset") -> Context:
-    return Context(part, {"net": s}, clock or Clock(steps=100), seed, instance, "cpu", lambda: (batch(0), {}))
+    return Context(
+        part, {"net": s}, clock or Clock(steps=100), seed, instance, "cpu", lambda number: (batch(number), {})
+    )
 
 
 def test_fresh_draws_of_an_event_are_a_function_of_seed_name_purpose_and_time():
@@ -352,7 +356,7 @@ def test_interventions_may_edit_the_blueprint_and_ask_for_copies_and_memory():
     class Wider(Intervention):
         copies = ("slow",)
 
-        def build(self, spec):
+        def build(self, spec, size):
             return replace(spec, width=2 * spec.width)
 
         def remember(self, part, params):

@@ -12,6 +12,7 @@ from scipy import stats
 from core import randomness
 from core.randomness import (
     Noise,
+    beside,
     draw,
     draw_on_host,
     env_seed,
@@ -19,9 +20,7 @@ from core.randomness import (
     host_generator,
     key,
     keys_tensor,
-    normal,
     philox,
-    uniform,
 )
 
 ONES = 0xFFFFFFFF
@@ -37,6 +36,14 @@ KNOWN_ANSWERS = {
 }
 SEEDS = (0, 1, 17)
 COUNT = torch.tensor(3)
+
+
+def uniform(keys, counter, shape):
+    return draw({"a": Noise("uniform", shape)}, {"a": keys}, counter)["a"]
+
+
+def normal(keys, counter, shape):
+    return draw({"a": Noise("normal", shape)}, {"a": keys}, counter)["a"]
 
 
 def plain_philox(counter, key_words):
@@ -175,11 +182,13 @@ def test_members_may_stand_at_different_counts():
 
 
 def test_declared_noise_is_drawn_each_from_its_own_key():
-    noise = {"critic": Noise("normal", (2, 3)), "mask": Noise("uniform", (4,))}
+    assert draw({}, {}, COUNT) == {}
+    noise = {"critic": Noise("normal", (2, 3)), "mask": Noise("uniform", (4,)), "nothing": Noise("uniform", (0,))}
     keys = {name: keys_tensor(SEEDS, f"update/{name}") for name in noise}
     drawn = draw(noise, keys, COUNT)
     assert torch.equal(drawn["critic"], normal(keys["critic"], COUNT, (2, 3)))
     assert torch.equal(drawn["mask"], uniform(keys["mask"], COUNT, (4,)))
+    assert drawn["nothing"].shape == (3, 0)
 
 
 STREAMS = {
@@ -250,6 +259,17 @@ def test_no_global_generator_is_read(source):
     first = DRAWS[source](STREAMS["base"])
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
     assert DRAWS[source](STREAMS["base"]) == first
+
+
+def test_what_is_drawn_beside_moves_nothing_and_depends_on_where_the_generator_stands():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with beside():
+        first = torch.randn(4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(first, torch.randn(4))
+    with beside():
+        assert not torch.equal(first, torch.randn(4))
 
 
 def test_a_fork_gives_the_generator_back_after_an_error():

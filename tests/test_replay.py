@@ -283,6 +283,13 @@ def test_an_episode_left_unfinished_is_truncated_in_what_it_had_come_to():
     assert batch["next_obs"][:, 0, 0].tolist() == [50, 1] and batch["discount"].unique().tolist() == [0.5]
 
 
+def test_truncating_where_every_episode_has_just_ended_adds_nothing():
+    replay, obs, ended = Replay(VECTOR, [0, 1], 20), np.zeros((2, 3), np.float32), np.ones(2, bool)
+    replay.add(obs, np.zeros((2, 2)), np.ones(2), ~ended, ended, obs)
+    replay.truncate(obs)
+    assert replay.ring.count.tolist() == [2, 2]
+
+
 def test_an_atari_transition_takes_at_most_7200_bytes():
     for prioritised in (False, True):
         replay = Replay(ATARI, [0, 1, 2], 1_000, prioritised=prioritised)

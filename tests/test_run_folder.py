@@ -229,6 +229,23 @@ def test_force_goes_on_with_another_configuration_also_after_the_end_and_says_so
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 80
 
 
+def test_force_does_not_go_back_behind_what_is_done(tmp_path):
+    train(tmp_path)
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="steps: 10 given; .* is at step 40 already"):
+        enter(tmp_path, changed(steps=10), resume="force")
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(("name", "content"), [("done.json", ""), ("provenance.json", "[")])
+def test_a_damaged_record_of_the_folder_is_named(tmp_path, name, content):
+    with enter(tmp_path) as folder:
+        folder.resume()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}: is damaged .*; remove it"):
+        enter(tmp_path)
+
+
 def test_a_folder_of_something_else_and_a_file_are_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="holds thesis.tex and no run; choose another folder"):
@@ -276,6 +293,20 @@ def test_verify_prints_a_line_for_every_damaged_file(tmp_path, capsys):
         "replay/replay-000012: 1 bytes long, 4 expected",
         "checkpoints/000000000040/state.pt: cannot be read (No such file or directory)",
     ]
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.yaml", "{{{"), ("config.yaml", ""), ("done.json", "{")])
+def test_verify_reads_what_no_manifest_lists(tmp_path, capsys, name, content):
+    train(tmp_path)
+    (tmp_path / name).write_text(content)
+    code, lines, _ = command(capsys, "verify", tmp_path)
+    assert code == 1 and len(lines) == 1 and lines[0].startswith(str(tmp_path / name))
+
+
+def test_a_folder_without_a_checkpoint_is_not_called_whole(tmp_path, capsys):
+    with enter(tmp_path) as folder:
+        folder.resume()
+    assert command(capsys, "verify", tmp_path)[:2] == (1, [f"{tmp_path}: no checkpoint"])
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import core.session
 import train
 from core import checkpoint
 from core.config import load
+from core.diagnostics import CHEAP, DEAR, MIDDLE, trainability
 from core.policy import load_policy
 from core.run import main as run_command
 from core.session import Session
@@ -33,15 +35,20 @@ DQN += ["interventions.hare_and_tortoise.when.every=10", "agent.n_step=3", "repl
 SAC = ["agent=sac", "env=toy/reach", "net.width=16", "agent.batch_size=8", "steps=90", "warmup=20"]
 SAC += ["interventions=[l2,shrink_and_perturb]", "interventions.shrink_and_perturb.when.every=15"]
 COMMON = ["compile=false", "eval_every=30", "eval_episodes=2", "log_every=20", "save_every=25", "replay.capacity=60"]
-COMMON += ["observe_every=5", "rank_every=20", "seeds=[0,1]"]
+COMMON += ["observe_every=5", "rank_every=20", "probe_every=40", "seeds=[0,1]"]
 RUNS = {"dqn": DQN + COMMON, "sac": SAC + COMMON}
 
 
 @pytest.fixture(autouse=True)
 def small_probes(monkeypatch):
     """Diagnostics on few samples: these tests ask whether they disturb, not what they find."""
-    monkeypatch.setattr(core.session, "OBSERVE_BATCH", 8)
-    monkeypatch.setattr(core.session, "RANK_BATCH", 8)
+
+    def short_trainability(part, s, step):
+        return trainability(part, s, step, steps=1)
+
+    quick = [short_trainability if d is trainability else d for d in DEAR.diagnostics]
+    tiers = [CHEAP, MIDDLE, DEAR._replace(diagnostics=quick)]
+    monkeypatch.setattr(core.session, "TIERS", [tier._replace(batch=8) for tier in tiers])
 
 
 either = pytest.mark.parametrize("arguments", RUNS.values(), ids=RUNS)
@@ -119,10 +126,20 @@ def test_the_replay_takes_no_more_room_than_the_run_can_fill(tmp_path):
 @either
 def test_observing_and_evaluating_do_not_disturb_training(tmp_path, capsys, arguments):
     play(tmp_path / "watched", arguments, "observe_every=1")
-    play(tmp_path / "alone", arguments, "observe_every=0", "rank_every=0", "eval_every=0", "log_every=90")
+    off = ["observe_every=0", "rank_every=0", "probe_every=0", "eval_every=0"]
+    play(tmp_path / "alone", arguments, *off, "log_every=90")
     watched, alone = digests(tmp_path / "watched", capsys), digests(tmp_path / "alone", capsys)
     for component in ("parameters", "birth", "copies", "moments", "buffers", "memories", "replay"):
         assert watched[component] == alone[component], component
+    found = set().union(*map(json.loads, (tmp_path / "watched" / "metrics.jsonl").read_text().splitlines()))
+    part = "q" if "agent=dqn" in arguments else "critic"
+    assert {
+        f"{part}/{name}" for name in ("dormant@0.025", "srank", "value_churn", "entk_rank", "trainability")
+    } <= found
+    board = EventAccumulator(str(tmp_path / "watched" / "tensorboard" / "seed_0")).Reload()
+    assert f"{part}/entk_image" in board.Tags()["images"]
+    timing = [json.loads(line) for line in (tmp_path / "watched" / "timing.jsonl").read_text().splitlines()]
+    assert all(0 < row["observing"] < 1 for row in timing[1:])
 
 
 @either
@@ -167,6 +184,7 @@ def test_a_diverging_seed_is_frozen_and_its_neighbour_does_not_notice(tmp_path, 
         train.loop(run.config, run)
     assert "seed 0 diverged" in capsys.readouterr().err
     assert '"diverged": 0' in (tmp_path / "broken" / "ledger.jsonl").read_text()
+    assert json.loads((tmp_path / "broken" / "done.json").read_text())["diverged"] == [0]
     play(tmp_path / "sound", RUNS["sac"])
     broken, sound = (checkpoint.load(checkpoint.newest(tmp_path / name)) for name in ("broken", "sound"))
     assert broken["engine"]["alive"].tolist() == [False, True]
@@ -174,6 +192,25 @@ def test_a_diverging_seed_is_frozen_and_its_neighbour_does_not_notice(tmp_path, 
         for name, value in fields["params"].items():
             assert value.isfinite().all()
             assert torch.equal(value[1], sound["states"][part]["params"][name][1])
+
+
+def test_what_happened_after_the_last_log_is_logged_at_the_end(tmp_path, capsys):
+    play(tmp_path, RUNS["sac"], "log_every=1_000", "agent.learning_rate=1e30")
+    shown = capsys.readouterr()
+    assert "seed 0 diverged" in shown.err and shown.out.count("diverged: its weights were frozen") == 2
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert rows[-1]["step"] == 90 and "critic/loss" in rows[-1]
+
+
+def test_a_finished_run_keeps_an_earlier_checkpoint_to_fall_back_to(tmp_path):
+    play(tmp_path, RUNS["sac"], "save_every=30")
+    assert [checkpoint.step(path) for path in checkpoint.checkpoints(tmp_path)] == [60, 90]
+
+
+def test_a_replay_too_small_for_one_window_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"replay.capacity: 3 given; expected at least \d+"):
+        play(tmp_path / "run", RUNS["dqn"], "replay.capacity=3")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stream_of_two_tasks_runs_and_resumes(tmp_path, capsys):
@@ -190,6 +227,8 @@ def test_a_trained_policy_can_be_loaded_and_played(tmp_path, capsys):
     policy = load_policy(tmp_path)
     action = policy.act(torch.zeros(policy.spec.seen_shape).numpy(), seed=1)
     assert action.shape == policy.spec.action_shape and abs(action).max() <= 1
+    with pytest.raises(ValueError, match=r"observation: shape \(7,\) given; toy/reach has"):
+        policy.act(torch.zeros(7).numpy())
     capsys.readouterr()
     assert run_command(["evaluate", str(tmp_path), "episodes=3"]) == 0
     assert capsys.readouterr().out.count("mean return") == 2
@@ -207,7 +246,7 @@ def test_twenty_kills_leave_no_trace(tmp_path, arguments):
 
 def test_a_killed_process_is_gone_on_with(tmp_path, capsys):
     """SIGKILL: no handler runs, nothing is flushed."""
-    arguments = [*RUNS["sac"], "steps=400", "observe_every=0", "rank_every=0"]
+    arguments = [*RUNS["sac"], "steps=400", "observe_every=0", "rank_every=0", "probe_every=0"]
     command = [sys.executable, "train.py", *arguments, f"run_dir={tmp_path / 'killed'}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

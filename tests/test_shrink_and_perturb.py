@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from core.clock import Clock
 from core.events import Context
-from core.intervention import When
 from core.state import State, clone, member
+from core.when import When
 from interventions.hare_and_tortoise import HareAndTortoise
 from interventions.layer_norm import LayerNorm
 from interventions.reset import Reset

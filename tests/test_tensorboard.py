@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import math
+
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -42,6 +48,22 @@ def test_a_seed_without_a_value_gets_no_point_and_does_not_hide_the_others(tmp_p
     board.close()
     assert curve(tmp_path / "seed_0", "train/return") == [(3, 2.0)]
     assert curve(tmp_path / "aggregate", "train/return") == [(1, 4.0), (3, 4.0)]
+
+
+def test_a_matrix_is_a_picture_blue_below_zero_white_at_it_and_red_above(tmp_path):
+    board = Board(tmp_path, seeds=(0, 1))
+    board.image("q/entk_image", torch.tensor([[[-1.0, 0.0], [0.5, 2.0]], [[math.nan] * 2] * 2]), 3)
+    board.close()
+    (event,) = read(tmp_path / "seed_0").Images("q/entk_image")
+    pixels = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+    assert event.step == 3 and pixels.shape == (8, 8, 3)
+    assert [pixels[i, j].tolist() for i in (3, 4) for j in (3, 4)] == [
+        [0, 0, 255],
+        [255, 255, 255],
+        [255, 127, 127],
+        [255, 0, 0],
+    ]
+    assert read(tmp_path / "seed_1").Tags()["images"] == []  # its network overflows
 
 
 def test_the_aggregate_of_an_evaluation_is_the_iqm_with_a_band_around_it(tmp_path):
