@@ -6,7 +6,7 @@ Source    Cisse et al. 2017, "Parseval Networks"; Chung et al. 2024, "Parseval R
           Reinforcement Learning"; coefficients and scale 1 verified in FIRE's code.
 Choices   Kernels are read as (out, in * height * width). Where a layer has more outputs than inputs the penalty has no
           zero: its rows cannot all be orthogonal. `scale=2` fits networks born orthogonal with gain sqrt 2. Biases,
-          gains and shifts are left alone.
+          gains and shifts are left alone; the output layer takes part unless `where` leaves it out.
 Effects   Function: changes slowly. Optimizer: sees the penalty's gradient. Target and slow copies: follow.
 Defaults  weight 1e-3, scale 1.
 """
