@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from core import rooms
 from core.config import Config, Prioritised
+from core.engine import Engine
 from core.options import nearest
 from core.spec import Env, EnvSpec
 
@@ -56,6 +60,14 @@ def evaluated_role(learner: Any) -> str:
         return role
     part = learner.acting_part
     return next((i.evaluates for i in part.interventions if i.evaluates in part.copies), "params")
+
+
+def choose_threads(engine: Engine) -> None:
+    """Eager dense networks on a CPU get one thread: their operations are too small to be shared. `OMP_NUM_THREADS`
+    goes before; all others keep torch's choice."""
+    small = engine.device.type == "cpu" and not (engine.compiled or engine.convolutional)
+    if small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def compiler_found() -> bool:

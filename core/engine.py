@@ -77,9 +77,9 @@ class Engine:
         self._keys = self._keys_of("update")
 
         parts = learner.parts.values()
-        convolutional = any(layer.kind == "conv" for part in parts for layer in part.layers)
+        self.convolutional = any(layer.kind == "conv" for part in parts for layer in part.layers)
         self.compiled = compile
-        self.batched = compile and not convolutional
+        self.batched = compile and not self.convolutional
         for part in parts:
             part.fused = not self.batched
             if compile and not self.batched:

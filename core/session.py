@@ -48,6 +48,7 @@ class Session:
         settings = self.agent.settings
         self.compile = config.compile and assemble.compiler_found()
         self.engine = Engine(self.agent, config.seeds, settings.batch_size, config.device, self.compile)
+        assemble.choose_threads(self.engine)
         if config.warmup <= settings.n_step:
             raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")
         assemble.check_role(self.agent, settings.act_with, "act_with")

@@ -123,6 +123,22 @@ def test_the_replay_takes_no_more_room_than_the_run_can_fill(tmp_path):
     assert run.replay.ring.capacity == 2 * 90  # each step might end an episode, which takes another slot
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "threads"), [("sac", None, 1), ("sac", "2", 2), ("dqn", None, 2)], ids=["dense", "asked", "conv"]
+)
+def test_eager_dense_networks_get_one_thread_unless_told_otherwise(tmp_path, monkeypatch, name, given, threads):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    try:
+        torch.set_num_threads(2)
+        Session(load([*RUNS[name], f"run_dir={tmp_path / 'run'}"])).folder.close()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 @either
 def test_observing_and_evaluating_do_not_disturb_training(tmp_path, capsys, arguments):
     play(tmp_path / "watched", arguments, "observe_every=1")
