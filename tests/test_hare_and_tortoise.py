@@ -304,3 +304,8 @@ def test_the_tortoise_is_evaluated_unless_the_agent_says_otherwise():
     assert evaluated_role(sac([HareAndTortoise(on=("critic",), when=When(every=1))])) == "params"
     with pytest.raises(ValueError, match="evaluate_with"):
         evaluated_role(dqn([], VECTOR, evaluate_with="tortoise"))
+
+
+def test_defaults_are_as_described():
+    d = HareAndTortoise()
+    assert (d.momentum, d.tortoise, d.optimizer) == (0.999, "own", "keep")

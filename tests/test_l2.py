@@ -117,3 +117,7 @@ def test_a_target_that_does_not_follow_is_not_regularised():
 def test_a_selection_without_a_matrix_is_refused_at_birth():
     with pytest.raises(ValueError, match="where=.*only biases, gains and shifts of part q"):
         engine(dqn([L2(where=("*.bias",))], spec=VECTOR))
+
+
+def test_defaults_are_as_described():
+    assert (L2().weight, L2().on, L2().where) == (1e-5, ("*",), ("all",))

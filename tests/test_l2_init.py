@@ -147,3 +147,7 @@ def test_a_target_that_does_not_follow_is_not_regularised():
 def test_a_selection_of_gains_and_shifts_alone_is_refused_at_birth():
     with pytest.raises(ValueError, match="where=.*only gains and shifts of part q"):
         engine(dqn([LayerNorm(), L2Init(where=("trunk.norms.*",))], spec=VECTOR))
+
+
+def test_defaults_are_as_described():
+    assert (L2Init().weight, L2Init().on, L2Init().where) == (1e-3, ("*",), ("all",))

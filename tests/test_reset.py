@@ -330,3 +330,9 @@ def test_the_storage_of_the_engine_never_moves(toward, rule):
     run(e, 1)
     assert [x.data_ptr() for x in tree_leaves(e.states)] == pointers
     assert len(set(pointers)) == len(pointers)
+
+
+def test_defaults_are_as_described():
+    d = Reset()
+    assert (d.where, d.toward, d.optimizer, d.renew_birth) == (("head",), "fresh", "touched", True)
+    assert d.target == d.slow == "copy"

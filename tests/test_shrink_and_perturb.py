@@ -264,3 +264,9 @@ def test_the_storage_of_the_engine_never_moves(preset):
     run(e, 1)
     assert [x.data_ptr() for x in tree_leaves(e.states)] == pointers
     assert len(set(pointers)) == len(pointers)
+
+
+def test_defaults_are_as_described():
+    d = ShrinkAndPerturb()
+    assert (d.preset, d.keep, d.noise, d.toward, d.optimizer) == ("custom", 0.8, 0.2, "fresh", "touched")
+    assert d.target == d.slow == "same_draw"
