@@ -13,7 +13,9 @@ from core.clock import Clock
 from core.options import build
 from core.state import clone, member, weights
 from core.when import When
+from interventions.batch_norm import BatchNorm
 from interventions.l2_init import L2Init
+from interventions.layer_norm import LayerNorm
 from interventions.plasticity_injection import PlasticityInjection
 from nets import Vectors
 
@@ -285,3 +287,13 @@ def test_a_run_resumed_after_an_injection_goes_on_as_it_would_have():
     run(second, 4, clock)
     done = [whole.states["q"].buffers[f"plasticity_injection/{i}/done"].tolist() for i in range(2)]
     assert equal(whole.states, second.states) and done == [[1, 1], [1, 1]]
+
+
+def test_a_head_with_batch_normalisation_is_refused_at_birth_and_one_without_is_not():
+    for where in (("head",), ("trunk.*",)):
+        with pytest.raises(
+            ValueError, match=r"plasticity_injection.where=\[.*batch normalisation in part q"
+        ):
+            engine(dqn([BatchNorm(), PlasticityInjection(where=where)]))
+    engine(dqn([BatchNorm(), PlasticityInjection(where=("output",))]))
+    engine(dqn([LayerNorm(), PlasticityInjection()]))
