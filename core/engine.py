@@ -69,6 +69,7 @@ class Engine:
         check_parts(learner.parts, learner.interventions)
         births = [{name: part.birth(seed, device) for name, part in learner.parts.items()} for seed in seeds]
         self.states: States = stack(births)
+        self._members = [member(self.states, i) for i in range(len(seeds))]  # views; the storage never moves
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
         self.loss_noise = learner.noise(batch_size)  # of losses alone: what the networks take in evaluation
         self.noise = dict(self.loss_noise)
@@ -107,7 +108,7 @@ class Engine:
         noise = draw(self.noise, self._keys, count)
         infos = []
         for i in range(len(self.seeds)):
-            mine = member(states, i)
+            mine = self._members[i]
             new, info = self.learner.update(mine, member(batch, i) | {"alive": self.alive[i]}, member(noise, i))
             self.alive[i].logical_and_(_finite(info))
             for name, state in mine.items():
@@ -125,7 +126,7 @@ class Engine:
         seen = torch.tensor(obs, device=self.device)
         with torch.inference_mode():
             actions = [
-                agent.act(member(self.states, i), seen[i], explore, _to(member(noise, i), self.device), role)
+                agent.act(self._members[i], seen[i], explore, _to(member(noise, i), self.device), role)
                 for i in range(len(self.seeds))
             ]
             return torch.stack(actions).cpu().numpy()
@@ -149,7 +150,7 @@ class Engine:
 
     def _event(self, intervention: Intervention, part: Part, i: int, clock: Clock, sample: Sample) -> list[dict]:
         """The row of an event; none if its condition does not hold."""
-        states, when = member(self.states, i), intervention.when
+        states, when = self._members[i], intervention.when
         old, seed = states[part.name], self.seeds[i]
         if when.yoke and not when.yoked(intervention.name, part.name, seed, i, clock):
             return []
@@ -194,7 +195,7 @@ class Engine:
         found: list[Tensors] = []
         for i in range(n):
             mine: Tensors = {}
-            states = member(self.states, i)
+            states = self._members[i]
             seen = member(batch, i) | {"update": count, "alive": self.alive[i]}
             for part in self.learner.parts.values():
                 if not part.layers:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from core.blueprint import PRE, NetSpec
+from core.gradients import gradient
 from core.intervention import Intervention, OptimizerRule
 from core.optim import Adam
 from core.randomness import Noise, fork_torch
@@ -202,8 +203,7 @@ class Part:
         Without the noise of its layers the network runs as in evaluation. Pre-activations are among the features only
         with `observing`: an update need not write them to memory.
         """
-        objective = self._objective(states, batch, noise, observing)
-        return torch.func.grad(objective, has_aux=True)(states[self.name].params)
+        return gradient(self._objective(states, batch, noise, observing), states[self.name].params)
 
     def outcome(self, states: States, batch: Batch, noise: Tensors) -> Outcome:
         """What the loss returns, pre-activations among the features; a third of the gradient's time."""

@@ -291,9 +291,7 @@ def test_a_run_resumed_after_an_injection_goes_on_as_it_would_have():
 
 def test_a_head_with_batch_normalisation_is_refused_at_birth_and_one_without_is_not():
     for where in (("head",), ("trunk.*",)):
-        with pytest.raises(
-            ValueError, match=r"plasticity_injection.where=\[.*batch normalisation in part q"
-        ):
+        with pytest.raises(ValueError, match=r"plasticity_injection.where=\[.*batch normalisation in part q"):
             engine(dqn([BatchNorm(), PlasticityInjection(where=where)]))
     engine(dqn([BatchNorm(), PlasticityInjection(where=("output",))]))
     engine(dqn([LayerNorm(), PlasticityInjection()]))

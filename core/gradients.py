@@ -1,0 +1,29 @@
+"""The gradient of an objective, by whichever of torch's two ways is the cheaper; their bits are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from core.state import Tensors
+
+Aux = TypeVar("Aux")
+
+
+def gradient(objective: Callable[[Tensors], tuple[Tensor, Aux]], params: Tensors) -> tuple[Tensors, Aux]:
+    """-> (gradient with respect to `params`, zeros for what the objective does not use; what it returned beside).
+
+    The compiler wants a function (`torch.func.grad`, which composes with `vmap`); called eagerly, plain autograd costs
+    half as much per operation.
+    """
+    if torch.compiler.is_compiling():
+        return torch.func.grad(objective, has_aux=True)(params)
+    leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
+    with torch.enable_grad():
+        total, aux = objective(leaves)
+    grads = torch.autograd.grad(total, tuple(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, grads, strict=True)), tree_map(torch.detach, aux)
