@@ -234,7 +234,7 @@ MISTAKES = {
     "value=hl_gauss value.scalar.eror=mse": "value.scalar.eror: no such setting; did you mean value.scalar.error?",
     "hydra.run.dir=/tmp/x": "hydra.run.dir: the folder of a run is set by run_dir",
     "steps=5_000 replay_ratio=0.0001": "replay_ratio: 0.0001 given; with steps=5000",
-    "stream.tasks=[atari/pong,atari/breakout] stream.steps=100_000": "stream.steps: 100000 given; with steps=20000 the "
+    "stream.tasks=[atari/pong,atari/breakout] stream.steps=100_000": "stream.steps: 100000 given; with steps=16000 the "
     "last of 2 tasks would never begin",
     "interventions=[l2] interventions.l2.when.every=5": "interventions.l2.when: l2 has no event",
     "steps=0": "steps: 0 given; expected at least 1",
