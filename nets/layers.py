@@ -31,6 +31,15 @@ def initialise(module: nn.Linear | nn.Conv2d, init: str, gain: float = math.sqrt
     return module
 
 
+class Output(nn.Linear):
+    """A network's last layer. It multiplies in float32 whatever the precision of the hidden ones: values are compared
+    with targets that differ by less than bfloat16 can tell."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 def units(count: int, spec: NetSpec) -> int:
     """Units of a hidden layer that the blueprint's factor makes of `count`."""
     return max(1, round(count * spec.units))
@@ -107,12 +116,21 @@ class BatchNorm(nn.Module):
 
 
 def hidden(x: Tensor, i: int, layer: nn.Module, norm: nn.Module, act: nn.Module, feats: Tensors) -> Tensor:
-    """Hidden layer i: layer -> normalisation -> activation. Writes its features, and what its norm has counted."""
-    x = layer(x)
+    """Hidden layer i of a plain stack: layer -> normalisation -> activation. Writes its features."""
+    return rectified(normalised(layer(x), norm, f"norms.{i}", feats), act, f"h{i}", feats)
+
+
+def normalised(x: Tensor, norm: nn.Module, name: str, feats: Tensors) -> Tensor:
+    """x behind the normalisation that the network holds under `name`. Writes what it has counted."""
     if isinstance(norm, BatchNorm):
-        feats |= {f"norms.{i}.{name}": value for name, value in norm.statistics(x).items()}
-    feats[f"h{i}{PRE}"] = x = norm(x)
-    feats[f"h{i}"] = x = act(x)
+        feats |= {f"{name}.{statistic}": value for statistic, value in norm.statistics(x).items()}
+    return norm(x.float())
+
+
+def rectified(x: Tensor, act: nn.Module, key: str, feats: Tensors) -> Tensor:
+    """x behind its activation. Writes both as features of the layer with this key."""
+    feats[key + PRE] = x
+    feats[key] = x = act(x)
     return x
 
 

@@ -11,7 +11,7 @@ from core.blueprint import Layer, NetSpec, Section
 from core.randomness import beside
 from core.state import Tensors
 from nets.activations import Dropout, activation, halves
-from nets.layers import hidden, hidden_chain, initialise, normalisation, units
+from nets.layers import Output, hidden, hidden_chain, initialise, normalisation, units
 
 
 class Trunk(nn.Module):
@@ -28,7 +28,7 @@ class Trunk(nn.Module):
         self.drops = nn.ModuleList(Dropout((self.n_out,), spec.dropout) for _ in self.layers if spec.dropout)
         if spec.auxiliary:
             with beside():
-                self.auxiliary = initialise(nn.Linear(self.n_out, spec.auxiliary), spec.init)
+                self.auxiliary = initialise(Output(self.n_out, spec.auxiliary), spec.init)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
         feats: Tensors = {}
@@ -52,7 +52,7 @@ class MLP(nn.Module):
     def __init__(self, n_in: int, n_out: int, spec: NetSpec) -> None:
         super().__init__()
         self.trunk = Trunk(n_in, spec)
-        self.head = initialise(nn.Linear(self.trunk.n_out, n_out), spec.init)
+        self.head = initialise(Output(self.trunk.n_out, n_out), spec.init)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
         x, feats = self.trunk(x)
@@ -93,8 +93,8 @@ class GaussianActor(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, spec: NetSpec) -> None:
         super().__init__()
         self.trunk = Trunk(obs_dim, spec)
-        self.mean = initialise(nn.Linear(self.trunk.n_out, action_dim), spec.init)
-        self.log_std = initialise(nn.Linear(self.trunk.n_out, action_dim), spec.init, gain=1.0)
+        self.mean = initialise(Output(self.trunk.n_out, action_dim), spec.init)
+        self.log_std = initialise(Output(self.trunk.n_out, action_dim), spec.init, gain=1.0)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensors]:
         x, feats = self.trunk(obs)

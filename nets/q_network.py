@@ -11,7 +11,8 @@ from core.blueprint import Layer, NetSpec, Section
 from core.options import option
 from core.state import Tensors
 from nets.conv import NatureEncoder
-from nets.layers import initialise
+from nets.impala import ImpalaEncoder
+from nets.layers import Output, initialise
 from nets.mlp import Trunk
 
 
@@ -21,13 +22,38 @@ class Vectors(NetSpec):
 
 
 @dataclass(frozen=True)
-class Nature(NetSpec):
-    """The Nature DQN's convolutions, then hidden layers. Defaults as Dopamine's Atari-100k agents."""
+class Frames(NetSpec):
+    """An encoder of stacked frames, then hidden layers."""
 
     width: int = option(512, low=1, help="units of a hidden layer")
     depth: int = option(1, low=0, help="hidden layers after the convolutions")
     init: Literal["orthogonal", "xavier", "torch"] = option("xavier", help="orthogonal(sqrt 2), Glorot, torch's own")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> NatureEncoder | ImpalaEncoder:
+        """A new encoder of frames [stack, H, W]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Nature(Frames):
+    """The Nature DQN's convolutions, then hidden layers. Defaults as Dopamine's Atari-100k agents."""
+
     padding: Literal["same", "valid"] = option("same", help="of the convolutions: 7,744 features or 3,136")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> NatureEncoder:
+        return NatureEncoder(seen_shape, self.padding, self)
+
+
+@dataclass(frozen=True)
+class Impala(Frames):
+    """IMPALA's residual convolutions, then hidden layers. Defaults as BBF has them."""
+
+    width: int = option(2048, low=1, help="units of a hidden layer")
+    scale: int = option(4, low=1, help="factor on the channels 16, 32, 32 of the stages")
+    blocks: int = option(2, low=0, help="residual blocks per stage")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> ImpalaEncoder:
+        return ImpalaEncoder(seen_shape, self.scale, self.blocks, self)
 
 
 class QNetwork(nn.Module):
@@ -40,16 +66,15 @@ class QNetwork(nn.Module):
     def __init__(self, seen_shape: tuple[int, ...], actions: int, bins: int, dueling: bool, spec: NetSpec) -> None:
         super().__init__()
         image = len(seen_shape) > 1
-        if image != isinstance(spec, Nature):
+        if image != isinstance(spec, Frames):
             raise ValueError(
-                f"net={'mlp' if image else 'nature'} does not fit observations of shape {seen_shape}; "
-                f"use net={'nature' if image else 'mlp'}"
+                f"net: observations of shape {seen_shape} do not fit; use net={'nature or impala' if image else 'mlp'}"
             )
         self.shape = (actions, bins)
-        self.encoder = NatureEncoder(seen_shape, spec.padding, spec) if isinstance(spec, Nature) else None
+        self.encoder = spec.encoder(seen_shape) if isinstance(spec, Frames) else None
         self.trunk = Trunk(self.encoder.n_out if self.encoder else seen_shape[0], spec)
-        self.advantage = initialise(nn.Linear(self.trunk.n_out, actions * bins), spec.init)
-        self.value = initialise(nn.Linear(self.trunk.n_out, bins), spec.init) if dueling else None
+        self.advantage = initialise(Output(self.trunk.n_out, actions * bins), spec.init)
+        self.value = initialise(Output(self.trunk.n_out, bins), spec.init) if dueling else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
         feats: Tensors = {}

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from core.intervention import Intervention
 from core.part import Step
 from core.state import clone, member
 from core.when import When
+from nets import Impala
 
 WHEN = {"when": When(every=3)}
 TABLE: dict[str, dict] = {  # settings with which it acts on a network of sixteen units within three updates
@@ -69,10 +71,12 @@ TABLE: dict[str, dict] = {  # settings with which it acts on a network of sixtee
 EVENTS = [name for name in TABLE if rooms.intervention(name)().overrides("event")]
 DRAW_NOTHING = ["fire", "hare_and_tortoise", "optimizer_reset"]  # events that would do the same at any other time
 COUNTS = ("continual_backprop", "self_normalized_resets")  # after a step these write to their memory alone
-LEARNERS = {"dqn": dqn, "sac": sac, "classifier": classifier}
-SPECS = {"dqn": FRAMES, "sac": CONTROL, "classifier": VECTOR}
+RESIDUAL = Impala(width=64, scale=1, blocks=1, units=0.25)
+LEARNERS = {"dqn": dqn, "residual": partial(dqn, net=RESIDUAL), "sac": sac, "classifier": classifier}
+SPECS = {"dqn": FRAMES, "residual": FRAMES, "sac": CONTROL, "classifier": VECTOR}
 SOME = {  # a part, and some of its parameters: two layers in a row, so that units can be recycled there
     "dqn": ("q", ("head",)),
+    "residual": ("q", ("head",)),
     "sac": ("critic", ("q.0.*",)),
     "classifier": ("classifier", ("trunk.layers.1.*", "trunk.norms.1.*", "head")),
 }
@@ -272,7 +276,7 @@ def compatible(names: Sequence[str], build: Callable[[Sequence[str]], Engine]) -
 
 
 REFUSED = 6  # at most: of the groups of which only one can be had
-LARGEST = {"dqn": ("q",), "sac": ("critic",), "classifier": ("classifier",)}
+LARGEST = {"dqn": ("q",), "residual": ("q",), "sac": ("critic",), "classifier": ("classifier",)}
 ORDERS = {  # names, and whether every part has them: compiling takes a time that grows faster than the update
     "first": (list(TABLE), False),
     "last": (list(reversed(TABLE)), True),
@@ -281,7 +285,7 @@ ORDERS = {  # names, and whether every part has them: compiling takes a time tha
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("order", ["first", pytest.param("last", marks=pytest.mark.slow)])
-@every_learner
+@pytest.mark.parametrize("learner", ["dqn", pytest.param("residual", marks=pytest.mark.slow), "sac", "classifier"])
 def test_all_compatible_interventions_together_compile_and_equal_the_eager_run(learner, order):
     names, everywhere = ORDERS[order]
     where = {} if everywhere else {"on": LARGEST[learner]}

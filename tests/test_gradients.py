@@ -6,7 +6,7 @@ from core.gradients import gradient
 
 
 def objective(params):
-    hidden = torch.relu(torch.arange(12.0).reshape(3, 4) @ params["w"] - 20)
+    hidden = torch.relu(torch.arange(12.0).reshape(3, 4) @ params["w"] - 2)
     return hidden.square().sum() + 3 * params["b"].sum(), {"hidden": hidden}
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.blueprint import NetSpec
-from nets import Nature, Vectors
+from nets import Impala, Nature, Vectors
 from nets.mlp import MLP, Critics, GaussianActor, Temperature
 from nets.q_network import QNetwork
 
@@ -53,6 +53,10 @@ NETWORKS = {
     ),
     "nature no hidden layer": lambda o: (
         QNetwork(SMALL, 3, 1, True, Nature(width=8, depth=0, **o)),
+        (frames(B, *SMALL),),
+    ),
+    "impala": lambda o: (
+        QNetwork(SMALL, 3, 2, True, Impala(width=8, scale=1, units=0.25, **o)),
         (frames(B, *SMALL),),
     ),
     "mlp": lambda o: (MLP(5, 3, NetSpec(width=8, depth=3, **o)), (vectors(B, 5),)),
@@ -126,6 +130,63 @@ def test_same_padding_keeps_height_and_width_apart():
         conv.weight.data = conv.weight.data.mT.contiguous()
     x = frames(1, 1, 37, 50)
     torch.testing.assert_close(turned(x.mT)[1]["encoder.h2"], net(x)[1]["encoder.h2"].mT, rtol=1e-4, atol=1e-5)
+
+
+def test_the_impala_network_has_the_published_numbers():
+    """BBF: 15 convolutions and 1.55 million weights in the encoder, 84 -> 42 -> 21 -> 11, 15,488 features."""
+    net = QNetwork(ATARI, 18, 51, True, Impala())
+    convolutions = [la.name for la in layers_of(net) if la.kind == "conv"]
+    assert len(convolutions) == 15
+    assert numbers(net.encoder) == 1_552_192  # 2,368 + 4 x 36,928; 73,856 + 4 x 147,584; 147,584 + 4 x 147,584
+    assert net.encoder.n_out == 15_488 == 11 * 11 * 128
+    assert numbers(net.trunk) == 15_489 * 2048
+    out, feats = net(frames(2, *ATARI))
+    assert out.shape == (2, 18, 51)
+    sides = [tuple(feats[f"encoder.stages.{i}.blocks.1"].shape[1:]) for i in range(3)]
+    assert sides == [(64, 42, 42), (128, 21, 21), (128, 11, 11)]
+
+
+def test_pooling_takes_the_windows_that_flax_takes():
+    """Derived by hand: windows of 3 with stride 2 begin at pixel 0 where the side is even, at -1 where it is odd."""
+    from nets.impala import Stage
+
+    for side in (36, 21, 84):
+        stage = Stage(1, 1, [side, side], 0, NetSpec())
+        stage.conv.weight.data.zero_()[0, 0, 1, 1] = 1  # the identity
+        x = frames(2, 1, side, side).float()
+        first = -(side % 2)
+        starts = [first + 2 * i for i in range(math.ceil(side / 2))]
+        expected = [[x[:, 0, max(r, 0) : r + 3, max(c, 0) : c + 3].amax((1, 2)) for c in starts] for r in starts]
+        got = stage(x, "", {})[:, 0]
+        assert torch.equal(got, torch.stack([torch.stack(row, -1) for row in expected], -2))
+
+
+def test_residual_blocks_without_their_last_convolution_are_the_identity():
+    encoder = randomise(QNetwork(SMALL, 3, 1, False, Impala(width=8, scale=1))).encoder
+    plain = deepcopy(encoder)
+    for stage, bare in zip(encoder.stages, plain.stages, strict=True):
+        for block in stage.blocks:
+            block.second.weight.data.zero_()
+            block.second.bias.data.zero_()
+        bare.blocks = nn.ModuleList()
+    x = frames(B, *SMALL)
+    assert torch.equal(encoder(x)[0], plain(x)[0]) and plain(x)[0].any()
+
+
+def test_an_impala_network_is_the_one_written_by_hand():
+    net = randomise(QNetwork(SMALL, 3, 1, False, Impala(width=8, scale=1)))
+    x = frames(B, *SMALL)
+    h = x / 255
+    for stage in net.encoder.stages:
+        h = F.conv2d(h, stage.conv.weight, stage.conv.bias, padding=1)
+        h = F.pad(h, [v for side in reversed(h.shape[2:]) for v in ((1, 1) if side % 2 else (0, 1))], value=-math.inf)
+        h = F.max_pool2d(h, 3, 2)
+        for block in stage.blocks:
+            inner = F.conv2d(h.relu(), block.first.weight, block.first.bias, padding=1).relu()
+            h = h + F.conv2d(inner, block.second.weight, block.second.bias, padding=1)
+    h = F.linear(h.relu().flatten(1), net.trunk.layers[0].weight, net.trunk.layers[0].bias).relu()
+    expected = F.linear(h, net.advantage.weight, net.advantage.bias)
+    torch.testing.assert_close(net(x)[0].squeeze(-1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_frames_that_are_too_small_are_refused_in_one_line():
