@@ -70,6 +70,11 @@ def choose_threads(engine: Engine) -> None:
         torch.set_num_threads(1)
 
 
+def choose_products(precision: str) -> None:
+    """A GPU multiplies and convolves in float32 unless tf32 is asked for; torch itself would convolve in tf32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 def compiler_found() -> bool:
     """Whether torch can compile for this machine: it needs a C++ compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler

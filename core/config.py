@@ -77,6 +77,7 @@ class Run:
     stream: Stream = option(Stream())
     device: str = option("cpu", help="cpu | cuda | cuda:N")
     compile: bool = option(True, help="compile the update; false runs the same code eagerly")
+    precision: Literal["float32", "tf32", "bfloat16"] = option("float32", help="of products; all else is float32")
     run_dir: str = option("", help="the run folder; empty: named by the configuration, under runs/")
     resume: Literal["strict", "force"] = option("strict", help="force: go on in a folder whose configuration differs")
     save_every: int = option(10_000, low=0, help="env steps between checkpoints; 0: only at the end")

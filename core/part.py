@@ -77,6 +77,7 @@ class Part:
         self.name, self.loss, self.inputs, self.logits = name, loss, inputs, logits
         self.decode, self.greedy, self.averaged = decode, greedy, averaged
         self.fused = False  # the engine's choice: step in place by torch's fused kernel (see `descend`)
+        self.half = ""  # the engine's choice: the kind of device on which hidden layers multiply in bfloat16
         self.compiled_gradient = self.gradient  # the engine may put a compiled one here
         self.net = _drawing(make, spec)
         has_layers = bool(self.net.chains())
@@ -102,7 +103,11 @@ class Part:
 
         def run(numbers: Tensors) -> Output:
             own = {k: value for k, value in numbers.items() if "/" not in k}  # the others belong to interventions
-            return functional_call(self.net, own, inputs, tie_weights=False)
+            if not self.half:
+                return functional_call(self.net, own, inputs, tie_weights=False)
+            with torch.autocast(self.half, torch.bfloat16):
+                out, feats = functional_call(self.net, own, inputs, tie_weights=False)
+            return out, {k: h.float() for k, h in feats.items()}
 
         for intervention in self._wrapping:
             run = partial(intervention.forward, self, run)

@@ -47,8 +47,11 @@ class Session:
         self.agent = assemble.agent(config, spec)
         settings = self.agent.settings
         self.compile = config.compile and assemble.compiler_found()
-        self.engine = Engine(self.agent, config.seeds, settings.batch_size, config.device, self.compile)
+        self.engine = Engine(
+            self.agent, config.seeds, settings.batch_size, config.device, self.compile, config.precision
+        )
         assemble.choose_threads(self.engine)
+        assemble.choose_products(config.precision)
         if config.warmup <= settings.n_step:
             raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")
         assemble.check_role(self.agent, settings.act_with, "act_with")

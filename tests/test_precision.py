@@ -1,0 +1,92 @@
+"""bfloat16 in hidden layers: what is rounded, what is not, and that it trains all the same."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from learners import BATCH, VECTOR, batch_for, dqn, largest_difference, run, sac
+from torch.utils._pytree import tree_leaves
+
+from core import assemble
+from core.clock import Clock
+from core.engine import Engine
+from interventions.layer_norm import LayerNorm
+from nets import Impala, Vectors
+
+
+def half(learner, seeds=(0,), compile=False) -> Engine:
+    return Engine(learner, seeds, BATCH, compile=compile, precision="bfloat16")
+
+
+def rounded(x):
+    return x.bfloat16().float()
+
+
+def test_hidden_products_are_of_rounded_numbers_and_the_output_layer_is_not():
+    part = half(dqn(spec=VECTOR, net=Vectors(width=16, depth=1), dueling=False)).learner.q
+    params = {k: torch.randn(shape, generator=torch.Generator().manual_seed(1)) for k, shape in part.shapes.items()}
+    x = batch_for(VECTOR, (0,))["obs"][0]
+    out, feats = part(params, x)
+    w, b = params["trunk.layers.0.weight"], params["trunk.layers.0.bias"]
+    h = rounded(rounded(x) @ rounded(w).T + rounded(b)).relu()
+    assert (feats["trunk.h0"] - h).abs().max() <= 2**-7 * h.abs().max()  # torch may round once more on the way
+    assert torch.equal(feats["trunk.h0"], rounded(feats["trunk.h0"]))
+    exact = F.linear(feats["trunk.h0"], params["advantage.weight"], params["advantage.bias"])
+    assert out.dtype == torch.float32 and torch.allclose(out[..., 0], exact, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(out, rounded(out))
+
+
+def test_values_that_bfloat16_cannot_tell_apart_are_told_apart():
+    part = half(dqn(spec=VECTOR, net=Vectors(width=16), dueling=False)).learner.q
+    params = {k: torch.zeros(shape) for k, shape in part.shapes.items()}
+    params["advantage.bias"] = torch.tensor([100.0, 100.1, 100.2])
+    out, _ = part(params, torch.ones(1, 5))
+    assert out.flatten().tolist() == pytest.approx([100.0, 100.1, 100.2], abs=1e-4)
+    assert len(set(rounded(out).flatten().tolist())) < 3
+
+
+def test_normalisation_and_losses_are_float32():
+    e = half(dqn([LayerNorm()], spec=VECTOR))
+    part, state = e.learner.q, {name: s for name, s in e._members[0].items()}
+    batch = {k: v[0] for k, v in batch_for(VECTOR, (0,)).items()}
+    grads, outcome = part.gradient(state, batch, {}, observing=True)
+    assert outcome.loss.dtype == torch.float32
+    assert {g.dtype for g in grads.values()} == {torch.float32}
+    pre = outcome.feats["trunk.h0.pre"]
+    assert torch.allclose(pre.mean(-1), torch.zeros(BATCH), atol=1e-6)  # to float32's precision, not bfloat16's
+
+
+@pytest.mark.parametrize("make", [dqn, sac, lambda: dqn(net=Impala(width=16, scale=1, blocks=1, units=0.25))])
+def test_what_is_trained_stays_float32_and_goes_nearly_where_float32_goes(make):
+    low, full = half(make(), (0, 1)), Engine(make(), (0, 1), BATCH, compile=False)
+    run(low, 5)
+    run(full, 5)
+    assert {leaf.dtype for leaf in tree_leaves(low.states)} <= {torch.float32, torch.int64, torch.bool}
+    assert 0 < largest_difference(low.states, full.states) < 0.05
+
+
+def test_a_compiled_run_is_the_eager_one_up_to_rounding():
+    eager, compiled = (half(dqn(spec=VECTOR), (0, 1), compile=c) for c in (False, True))
+    run(eager, 5)
+    run(compiled, 5)
+    assert largest_difference(eager.states, compiled.states) < 5e-3
+
+
+def test_members_do_not_depend_on_their_neighbours():
+    together, alone = half(sac(), (0, 1)), half(sac(), (1,))
+    clocks = Clock(steps=10**9), Clock(steps=10**9)
+    for e, clock in zip((together, alone), clocks, strict=True):
+        run(e, 3, clock)
+    for name, state in alone.states.items():
+        for k, p in state.params.items():
+            assert torch.equal(p[0], together.states[name].params[k][1])
+
+
+def test_tf32_is_taken_only_where_it_was_asked_for():
+    try:
+        assemble.choose_products("tf32")
+        assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+        assemble.choose_products("bfloat16")
+        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    finally:
+        assemble.choose_products("float32")
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
