@@ -6,6 +6,7 @@ import math
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.blueprint import PRE, Kind, Layer, NetSpec, Section
@@ -36,8 +37,18 @@ class Output(nn.Linear):
     with targets that differ by less than bfloat16 can tell."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+        return _exact(x, self.weight, self.bias)
+
+
+def outputs(x: Tensor, *layers: Output) -> Tensor:
+    """What small last layers of equal size make of the same features, as one product. [B, d] -> [B, layers, units]"""
+    weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+    return _exact(x, weight, bias).unflatten(-1, (len(layers), -1))
+
+
+def _exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(weight.dtype), weight, bias)
 
 
 def units(count: int, spec: NetSpec) -> int:
@@ -124,7 +135,7 @@ def normalised(x: Tensor, norm: nn.Module, name: str, feats: Tensors) -> Tensor:
     """x behind the normalisation that the network holds under `name`. Writes what it has counted."""
     if isinstance(norm, BatchNorm):
         feats |= {f"{name}.{statistic}": value for statistic, value in norm.statistics(x).items()}
-    return norm(x.float())
+    return norm(x.float() if x.dtype == torch.bfloat16 else x)
 
 
 def rectified(x: Tensor, act: nn.Module, key: str, feats: Tensors) -> Tensor:

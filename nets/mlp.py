@@ -6,12 +6,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from core.blueprint import Layer, NetSpec, Section
 from core.randomness import beside
 from core.state import Tensors
 from nets.activations import Dropout, activation, halves
-from nets.layers import Output, hidden, hidden_chain, initialise, normalisation, units
+from nets.layers import Output, hidden, hidden_chain, initialise, normalisation, outputs, units
 
 
 class Trunk(nn.Module):
@@ -71,6 +72,8 @@ class Critics(nn.Module):
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensors]:
         x = torch.cat([obs, action], -1)
+        if torch.compiler.is_compiling() and len(self.q) > 1:
+            return self._together(x)
         outs: list[Tensor] = []
         feats: Tensors = {}
         for i, q in enumerate(self.q):
@@ -78,6 +81,13 @@ class Critics(nn.Module):
             outs.append(out)
             feats |= {f"q.{i}.{k}": v for k, v in f.items()}
         return torch.stack(outs), feats
+
+    def _together(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        """The same as one network of batched products: half as many kernels for two critics."""
+        every = [dict(q.named_parameters()) | dict(q.named_buffers()) for q in self.q]
+        numbers = {k: torch.stack([each[k] for each in every]) for k in every[0]}
+        outs, feats = vmap(lambda each: functional_call(self.q[0], each, (x,)))(numbers)
+        return outs, {f"q.{i}.{k}": v[i] for i in range(len(self.q)) for k, v in feats.items()}
 
     def chains(self) -> list[list[Layer]]:
         return [
@@ -98,7 +108,7 @@ class GaussianActor(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensors]:
         x, feats = self.trunk(obs)
-        return torch.stack([self.mean(x), self.log_std(x)], -2), {f"trunk.{k}": v for k, v in feats.items()}
+        return outputs(x, self.mean, self.log_std), {f"trunk.{k}": v for k, v in feats.items()}
 
     def chains(self) -> list[list[Layer]]:
         heads = [Layer(name, "linear", "head", output=True) for name in ("mean", "log_std")]

@@ -1,0 +1,80 @@
+"""The structure of a compiled update: few kernels, as many for eight seeds as for one, one compilation, no way out."""
+
+import re
+
+import pytest
+import torch
+from learners import CONTROL, FRAMES, VECTOR, batch_for, dqn, engine, run, sac
+from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
+
+from core.clock import Clock
+from core.when import When
+from interventions.hare_and_tortoise import HareAndTortoise
+from interventions.l2_init import L2Init
+from interventions.redo import ReDo
+from interventions.reset import Reset
+from interventions.shrink_and_perturb import ShrinkAndPerturb
+
+CALL = re.compile(r"^\s+(?:cpp_fused\w*|triton_\w+\.run|extern_kernels\.\w+)\(", re.MULTILINE)
+WAY_OUT = re.compile(r"\.item\(|_local_scalar_dense|\.tolist\(|\.cpu\(")
+
+
+def code_of(update) -> str:
+    """The program that the compiler makes of an update: what runs when it is called."""
+    with torch._inductor.config.patch(force_disable_caches=True):
+        _, programs = run_and_get_code(update)
+    assert len(programs) == 1
+    return programs[0][programs[0].index("def call(") :]
+
+
+@pytest.mark.timeout(600)
+def test_sacs_whole_update_is_at_most_fifty_kernels_for_one_seed_and_for_eight():
+    found = {}
+    for seeds in (range(1), range(8)):
+        e, batch = engine(sac(), seeds, compile=True), batch_for(CONTROL, seeds)
+        code = code_of(lambda e=e, batch=batch: e.update(batch, Clock(steps=10)))
+        assert not WAY_OUT.search(code), "the update waits for the device"
+        found[len(seeds)] = len(CALL.findall(code))
+    assert 20 < found[1] <= 50
+    assert found[8] <= found[1]
+
+
+EVENTS = [
+    Reset(where=("output",), when=When(every=2)),
+    ShrinkAndPerturb(when=When(every=3)),
+    ReDo(when=When(every=2)),
+    HareAndTortoise(when=When(every=4)),
+    L2Init(),
+]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("make, spec", [(lambda i: dqn(i, VECTOR), VECTOR), (lambda i: dqn(i), FRAMES)])
+def test_an_update_is_compiled_once_and_never_again_whatever_happens_between(make, spec):
+    """Events, acting, observing and frozen members leave the compiled region as it is. With a graph break the first
+    update would raise; with a reason to compile again, the second or a later one."""
+    torch._dynamo.reset()
+    counters.clear()
+    e = engine(make(EVENTS), (0, 1), compile=True)
+    clock = run(e, 1)
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled == 1 and not counters["graph_break"]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        run(e, 4, clock)
+        seen = batch_for(spec, e.seeds)["obs"][:, :1].numpy()
+        e.act(seen, 0.5, "act", 0)
+        e.alive[0] = False
+        run(e, 4, clock)
+    assert counters["stats"]["unique_graphs"] == compiled and not counters["graph_break"]
+    assert len(e.diverged()) == 2
+
+
+def test_a_graph_break_is_an_error():
+    class Printing(L2Init):
+        def penalty(self, part, params, s, step):
+            print("what the compiler cannot take along")
+            return super().penalty(part, params, s, step)
+
+    with pytest.raises(Exception, match="(?i)print|graph break|fullgraph"):
+        run(engine(dqn([Printing()], VECTOR), compile=True), 1)
