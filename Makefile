@@ -22,7 +22,10 @@ check: .venv/installed  ## format, lint, types, tests
 	.venv/bin/mypy
 	.venv/bin/python -m pytest
 
+doctor: .venv/installed  ## can this machine run it, and how long would it take? ARGS as for train
+	.venv/bin/python -m core.doctor $(ARGS)
+
 bench: .venv/installed  ## time per update, eager and compiled, one seed and three
 	.venv/bin/python -m benchmarks.speed $(ARGS)
 
-.PHONY: train test test-slow check bench
+.PHONY: train test test-slow check doctor bench

@@ -74,9 +74,7 @@ def load(argv: Sequence[str]) -> Config:
 
 def register(argv: Iterable[str] = ()) -> None:
     """Put everything that can be chosen into Hydra's store; `argv` may name Gymnasium environments."""
-    OmegaConf.register_new_resolver(
-        "at_most", lambda share, whole, wanted: min(wanted, int(share * whole)), replace=True
-    )
+    OmegaConf.register_new_resolver("at_most", _at_most, replace=True)
     _register_rooms()
     for arg in argv:
         if arg.startswith("env="):

@@ -1,0 +1,249 @@
+"""Whether this machine can run a configuration, and how long it would take.
+
+    python -m core.doctor [OPTION=VALUE ...]        the options of train.py
+
+One line per check. Nothing is written. A fault has an exit code of its own; of several the first one counts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
+
+from core import assemble
+from core.clock import Clock
+from core.config import BadConfig, Config, clock_of, load
+from core.engine import Engine
+from core.randomness import host_generator
+from core.replay import Replay
+
+PACKAGES = {"dmc": ("dm-control", "mujoco"), "atari": ("ale-py",), "gym": ("gymnasium",), "toy": ()}
+BACKENDS = ("egl", "osmesa", "glfw")
+SECONDS = 3.0  # for which each stage is timed
+GIB = 2**30
+
+
+class Fault(Exception):
+    """What is wrong, and what to do about it, in one line."""
+
+
+# checks: configuration -> what was found. Raises Fault.
+
+
+def simulator(config: Config) -> str:
+    """Every task of the stream opens: package versions fit each other, ROMs are there."""
+    for task in config.tasks:
+        try:
+            assemble.environments(config, task)().reset(0)
+        except Exception as error:  # whatever a simulator raises is what is wrong with it
+            raise Fault(f"{task} does not open: {' '.join(str(error).split())}") from error
+    packages = PACKAGES[config.tasks[0].partition("/")[0]]
+    return ", ".join([*config.tasks, *(f"{name} {version(name)}" for name in packages)])
+
+
+def drawing(config: Config) -> str:
+    """MuJoCo's ways to draw: films need one, training from states does not."""
+    if not config.tasks[0].startswith("dmc/"):
+        return "not needed"
+    asked = os.environ.get("MUJOCO_GL", "")
+    draw = "from dm_control import suite; suite.load('cartpole', 'swingup').physics.render(48, 48)"
+    works = []
+    for backend in BACKENDS:
+        environment = os.environ | {"MUJOCO_GL": backend}
+        done = subprocess.run([sys.executable, "-c", draw], env=environment, capture_output=True, timeout=120)
+        works += [backend] if done.returncode == 0 else []
+    if asked not in ("", "disabled", *works):
+        raise Fault(f"MUJOCO_GL={asked} cannot draw here; expected one of: {', '.join(works) or 'none works'}")
+    return ", ".join(works) or "nothing draws; films need libegl1, or libosmesa6 with MUJOCO_GL=osmesa"
+
+
+def compiler(config: Config) -> str:
+    if not config.compile:
+        return "not asked for: updates run eagerly"
+    if not assemble.compiler_found():
+        raise Fault("no C++ compiler found, updates would take two to four times as long; install g++")
+    return "found"
+
+
+def device(config: Config) -> str:
+    if config.device == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(config.device)
+
+
+def memory(config: Config) -> str:
+    """The replay when full, beside the networks and torch itself."""
+    needed = sum(_sizes(config)) + GIB
+    free = free_memory() if config.device == "cpu" else torch.cuda.mem_get_info(config.device)[0]
+    if needed > free:
+        raise Fault(f"{_size(needed)} needed, {_size(free)} free; lower replay.capacity, or use fewer seeds")
+    return f"{_size(needed)} needed when the replay is full, {_size(free)} free"
+
+
+def folder(config: Config) -> str:
+    """The run folder can be made, and its disk holds the replay and two checkpoints."""
+    home = Path(config.run_dir).resolve()
+    while not home.exists():
+        home = home.parent
+    if not home.is_dir() or not os.access(home, os.W_OK):
+        raise Fault(f"{home} cannot be written to; choose another run_dir")
+    replay, states = _sizes(config)
+    needed = replay + 2 * states
+    free = shutil.disk_usage(home).free
+    if needed > free:
+        raise Fault(f"{home}: up to {_size(needed)} needed, {_size(free)} free; choose another run_dir")
+    return f"{config.run_dir}: up to {_size(needed)} needed, {_size(free)} free"
+
+
+CHECKS: dict[str, tuple[int, Callable[[Config], str]]] = {
+    "simulator": (10, simulator),
+    "device": (11, device),
+    "compiler": (12, compiler),
+    "memory": (13, memory),
+    "folder": (14, folder),
+    "drawing": (15, drawing),
+}
+
+
+def free_memory() -> int:
+    """Bytes that a new process may take."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def projection(config: Config) -> str:
+    """Time one env step, one decision and one update, and say what a run comes to."""
+    make = assemble.environments(config, config.tasks[0])
+    envs = importlib.import_module("envs.vector").Vector([make() for _ in config.seeds], config.seeds, "train")
+    envs.reset()
+    engine = _engine(config, config.compile and assemble.compiler_found())
+    assemble.choose_threads(engine)
+    assemble.choose_products(config.precision)
+    replay, settings = _replay(config, config.device), engine.learner.settings
+    action = engine.act(envs.observation[:, None], 1.0, "act", 0)[:, 0]
+    generator = host_generator(0, "doctor")
+
+    def step() -> None:
+        frame = envs.frame
+        drawn = generator.integers(envs.spec.num_actions, size=len(action)) if envs.spec.is_discrete else action
+        done = envs.step(drawn)
+        replay.add(frame, drawn, done.reward, done.terminal, done.ended, done.next_obs)
+
+    for _ in range(2 * settings.n_step + envs.spec.stack + 2):
+        step()
+    clock = Clock(steps=10**9)
+
+    def update() -> None:
+        batch = replay.sample(settings.batch_size, clock.updates, settings.n_step, settings.discount)
+        engine.update(batch, clock)
+        clock.update()
+
+    began = time.perf_counter()
+    update()
+    _wait(config)
+    first = time.perf_counter() - began
+    costs = {
+        "env step": _seconds(step, config),
+        "decision": _seconds(lambda: engine.act(envs.observation[:, None], 1.0, "act", 0), config),
+        "update": _seconds(update, config),
+    }
+    whole = clock_of(config, envs.spec.action_repeat)
+    updates, steps = whole.total("updates"), whole.total("agent_steps")
+    seconds = first + steps * (costs["env step"] + costs["decision"]) + updates * costs["update"]
+    named = ", ".join(f"{name} {1000 * cost:.2f} ms" for name, cost in costs.items())
+    return (
+        f"{named} for {len(config.seeds)} seeds, the first update {first:.0f} s; {steps:,} agent steps and "
+        f"{updates:,} updates come to {_readable(seconds)}, evaluations on top"
+    )
+
+
+def examine(config: Config) -> int:
+    """Run every check and print its line. -> 0, or the code of the first fault."""
+    code = 0
+    for name, (own, check) in CHECKS.items():
+        if check in (memory, folder) and code == CHECKS["simulator"][0]:
+            print(f"        {name:<10} cannot be told before the task opens")
+            continue
+        try:
+            print(f"ok      {name:<10} {check(config)}", flush=True)
+        except Fault as fault:
+            print(f"FAULT   {name:<10} {fault}", flush=True)
+            code = code or own
+    if code not in (CHECKS["simulator"][0], CHECKS["device"][0], CHECKS["memory"][0]):
+        print("        timing, after the first update has compiled ...", flush=True)
+        print(f"        {'time':<10} {projection(config)}")
+    return code
+
+
+def main(argv: list[str]) -> int:
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return 0
+    try:
+        return examine(load(argv))
+    except (BadConfig, ValueError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def _engine(config: Config, compile: bool) -> Engine:
+    spec = assemble.environments(config, config.tasks[0])().spec
+    agent = assemble.agent(config, spec)
+    return Engine(agent, config.seeds, agent.settings.batch_size, config.device, compile, config.precision)
+
+
+def _replay(config: Config, device: str) -> Replay:
+    spec = assemble.environments(config, config.tasks[0])().spec
+    return Replay(spec, config.seeds, device=device, **assemble.replay_options(config, spec))
+
+
+def _sizes(config: Config) -> tuple[int, int]:
+    """Bytes of the full replay, and of the networks with all that belongs to them. Untouched pages cost nothing."""
+    states = _engine(config, compile=False).states
+    return _replay(config, "cpu").nbytes, sum(leaf.nbytes for leaf in tree_leaves(states))
+
+
+def _seconds(run: Callable[[], object], config: Config) -> float:
+    """The median of ten blocks, per call."""
+    blocks = []
+    for _ in range(10):
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < SECONDS / 10:
+            run()
+            count += 1
+        _wait(config)
+        blocks.append((time.perf_counter() - began) / count)
+    return float(np.median(blocks))
+
+
+def _wait(config: Config) -> None:
+    if config.device != "cpu":
+        torch.cuda.synchronize(config.device)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB" if count < GIB else f"{count / GIB:.1f} GiB"
+
+
+def _readable(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,113 @@
+"""Each planted fault gives its own line and its own exit code; a healthy machine gives a projection and 0."""
+
+import re
+import shutil
+from types import SimpleNamespace
+
+import mujoco
+import pytest
+from ale_py import roms
+
+from core import assemble, doctor
+
+TINY = ["env=toy/chain", "agent=dqn", "compile=false", "net.width=16", "agent.batch_size=8", "steps=600", "warmup=50"]
+TINY_DMC = ["net.width=16", "agent.batch_size=8", "compile=false"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(doctor, "SECONDS", 0.05)
+
+
+@pytest.fixture
+def examine(capsys):
+    def run(*argv: str) -> tuple[int, dict[str, str], str]:
+        code = doctor.main(list(argv))
+        out, err = capsys.readouterr()
+        faults = {line.split()[1]: line for line in out.splitlines() if line.startswith("FAULT")}
+        return code, faults, out + err
+
+    return run
+
+
+def test_a_healthy_machine_has_no_fault_and_a_projection(examine):
+    code, faults, out = examine(*TINY)
+    assert code == 0 and not faults
+    assert out.count("\nok") == len(doctor.CHECKS) - 1
+    found = re.search(
+        r"env step (\S+) ms, decision (\S+) ms, update (\S+) ms for 1 seeds.*600 agent steps and 550", out
+    )
+    assert found and all(float(cost) > 0 for cost in found.groups())
+
+
+def test_a_mujoco_that_cannot_load_the_tasks(examine, monkeypatch):
+    monkeypatch.setattr(mujoco, "__version__", "4.0.0")
+    code, faults, _ = examine("env=dmc/walker-walk", *TINY_DMC)
+    assert code == 10 and "mujoco 4.0.0" in faults["simulator"] and "pip install" in faults["simulator"]
+
+
+def test_a_missing_rom(examine, monkeypatch):
+    def missing(name):
+        raise FileNotFoundError(f"Unable to find rom {name}")
+
+    monkeypatch.setattr(roms, "get_rom_path", missing)
+    code, faults, _ = examine("env=atari/pong", "agent=dqn", "compile=false")
+    assert code == 10 and "atari/pong does not open" in faults["simulator"]
+
+
+def test_no_compiler(examine, monkeypatch):
+    monkeypatch.setattr(assemble, "compiler_found", lambda: False)
+    code, faults, out = examine(*TINY, "compile=true")
+    assert code == 12 and "install g++" in faults["compiler"] and "update" in out
+
+
+def test_too_little_memory(examine, monkeypatch):
+    monkeypatch.setattr(doctor, "free_memory", lambda: 2**20)
+    code, faults, _ = examine(*TINY)
+    assert code == 13 and "1 MiB free" in faults["memory"] and "replay.capacity" in faults["memory"]
+
+
+def test_a_full_disk(examine, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    code, faults, _ = examine(*TINY)
+    assert code == 14 and "0 MiB free" in faults["folder"] and "run_dir" in faults["folder"]
+
+
+def test_a_run_folder_that_cannot_be_made(examine, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, faults, _ = examine(*TINY, f"run_dir={tmp_path}/file/run")
+    assert code == 14 and "run_dir" in faults["folder"]
+
+
+def test_a_way_to_draw_that_does_not_work(examine, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    monkeypatch.setattr(doctor, "BACKENDS", ())
+    config = doctor.load(["env=dmc/walker-walk"])
+    with pytest.raises(doctor.Fault, match="MUJOCO_GL=nonsense cannot draw here"):
+        doctor.drawing(config)
+    assert doctor.CHECKS["drawing"][0] == 15
+
+
+@pytest.mark.slow
+def test_backends_are_tried_for_real(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    found = doctor.drawing(doctor.load(["env=dmc/walker-walk"]))
+    assert set(re.findall(r"egl|osmesa|glfw", found))
+
+
+def test_a_device_that_is_not_there_and_a_misspelt_option(examine):
+    assert examine("device=cuda:7")[0] == 2
+    code, _, out = examine("agnet=sac")
+    assert code == 2 and "agent" in out and out.count("\n") == 1
+
+
+def test_several_faults_are_all_told_and_the_first_one_counts(examine, monkeypatch):
+    monkeypatch.setattr(doctor, "free_memory", lambda: 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    code, faults, _ = examine(*TINY)
+    assert code == 13 and set(faults) == {"memory", "folder"}
+
+
+def test_nothing_is_written(examine, tmp_path):
+    examine(*TINY, f"run_dir={tmp_path}/run")
+    assert not list(tmp_path.iterdir())
