@@ -133,7 +133,7 @@ def projection(config: Config) -> str:
     engine = _engine(config, config.compile and assemble.compiler_found())
     assemble.choose_threads(engine)
     assemble.choose_products(config.precision)
-    replay, settings = _replay(config, config.device), engine.learner.settings
+    replay, settings = _replay(config, config.device), config.agent
     action = engine.act(envs.observation[:, None], 1.0, "act", 0)[:, 0]
     generator = host_generator(0, "doctor")
 
