@@ -14,34 +14,62 @@ written back in place, optimizer state included. What has to be built into a net
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from core.blueprint import Kind, Layer, NetSpec, Section
+from core.blueprint import NetSpec
 from core.clock import Clock
 from core.engine import Engine
+from core.gradients import NeedsGradient
 from core.intervention import Intervention
 from core.optim import Adam
 from core.part import Outcome, Part
 from core.randomness import fork_torch
+from core.rehearsal import rehearse
 from core.state import Batch, States, Tensors, write
+from core.traced import Initialise, Traced, chain_of
 
 BESIDE = ("build", "forward", "draws", "carry", "penalty", "after_step")  # what cannot be done from outside
 SLOTS = {"m": "exp_avg", "v": "exp_avg_sq", "t": "step"}  # ours and torch.optim's
 NAME = "module"
-WEIGHTED = (nn.Linear, nn.Conv2d)
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+class Unknown(dict):
+    """The gradient of a loss that only the caller knows: whoever looks at it is told so."""
+
+    def values(self):
+        return ()  # none that could be infinite
+
+    def __getitem__(self, name):
+        raise NeedsGradient("event goes by the gradient of your loss, which cannot be seen from outside the update")
+
+    def items(self):
+        return self[""]
+
+    def __iter__(self):
+        return self[""]
+
+
+class Seen(Part):
+    """A network of which only activations are known."""
+
+    def gradient(
+        self, states: States, batch: Batch, noise: Tensors, observing: bool = False
+    ) -> tuple[Tensors, Outcome]:
+        return Unknown(), self.outcome(states, batch, noise)
 
 
 class Plastic:
     """A module under interventions. `seed` names their random streams; training's generators are not touched.
 
     example: an input, to see which layer feeds which: linear and convolution layers one after the other, whatever
-    activations, pooling and normalisation lie between. Raises ValueError for other networks and interventions.
+    activations, pooling and normalisation lie between. initialise: how a module of this kind is drawn, as you did it,
+    e.g. `lambda net: net.apply(orthogonal)`; without it, fresh weights are torch's own. Parameters that do not require
+    a gradient are treated as the others: leave them out by `where`. Raises ValueError for other networks, optimizers,
+    schedules and interventions: each event is rehearsed here.
     """
 
     def __init__(
@@ -52,7 +80,9 @@ class Plastic:
         *,
         example: Tensor,
         seed: int = 0,
+        initialise: Initialise | None = None,
     ) -> None:
+        _check_optimizer(optimizer)
         for intervention in interventions:
             intervention.name = intervention.name or type(intervention).__module__.rpartition(".")[2]
             inside = [method for method in BESIDE if intervention.overrides(method)]
@@ -60,26 +90,35 @@ class Plastic:
                 raise ValueError(
                     f"{intervention.name}: works inside the update ({inside[0]}); only events come from outside"
                 )
+            if not intervention.when or intervention.when.unit != "updates":
+                raise ValueError(f"{intervention.name}: expected a schedule in updates, as in when=When(every=1_000)")
         group = cast(dict[str, Any], optimizer.param_groups[0])
         self.module, self.optimizer, self.clock = module, optimizer, Clock(steps=2**62)
         layers = chain_of(module, example)
         optim = Adam(lr=group["lr"], b1=group["betas"][0], b2=group["betas"][1], eps=group["eps"])
         with fork_torch(seed, "adapter"):  # nothing here moves the caller's generator
-            self.part = Part(
+            self.part = Seen(
                 NAME,
-                lambda blueprint: Traced(module, layers),
+                lambda blueprint: Traced(module, layers, initialise),
                 NetSpec(),
                 self._features,
                 optim=optim,
                 interventions=interventions,
             )
         for intervention in interventions:
-            if intervention.tune(self.part, optim) != optim:
-                raise ValueError(f"{intervention.name}: wants other settings of the optimizer than yours has")
-        self.parts, self.interventions = {NAME: self.part}, tuple(interventions)
+            wish = intervention.tune(self.part, optim)
+            if wish != optim:
+                other = [f"{key}={value}" for key, value in vars(wish).items() if value != getattr(optim, key)]
+                raise ValueError(
+                    f"{intervention.name}: its settings ask for an Adam with {', '.join(other)}, which yours is "
+                    "not; choose settings that leave the optimizer's alone"
+                )
+        self.parts: dict[str, Part] = {NAME: self.part}
+        self.interventions = tuple(interventions)
         self.engine = Engine(self, (seed,), len(example), str(example.device), compile=False)
         state = self.engine.states[NAME]
         write({k: state.birth[k][0] for k in state.birth}, self._parameters())  # theta_0 is what it holds now
+        rehearse(self.engine, {"obs": example[None]})
 
     def step(self, inputs: Tensor) -> list[dict]:
         """To be called after every `optimizer.step()`, with that step's inputs. -> ledger rows of what happened."""
@@ -100,8 +139,8 @@ class Plastic:
         raise NotImplementedError("training is the caller's")
 
     def _features(self, params: Tensors, states: States, b: Batch, noise: Tensors) -> Outcome:
-        out, feats = self.part(params, b["obs"])
-        return Outcome(0 * out.sum(), feats, {})
+        _, feats = self.part(params, b["obs"])
+        return Outcome(torch.zeros(()), feats, {})
 
     # numbers
 
@@ -122,66 +161,8 @@ class Plastic:
             goal.copy_(source)
 
 
-class Traced(nn.Module):
-    """A newborn copy of a module that also returns what each layer hands to the next."""
-
-    def __init__(self, module: nn.Module, layers: list[Layer]) -> None:
-        super().__init__()
-        self.module, self.layers = copy.deepcopy(module).eval(), layers
-        for child in self.module.modules():
-            if callable(begin := getattr(child, "reset_parameters", None)):
-                begin()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
-        feats: Tensors = {}
-        modules: dict[str, Any] = dict(self.named_modules())
-
-        def keep(layer: Layer):
-            def hook(reader: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                units = modules[layer.name].weight.shape[0]
-                feats[layer.feats] = inputs[0].reshape(len(inputs[0]), units, -1)
-
-            return hook
-
-        hooks = [
-            modules[layer.readers[0]].register_forward_pre_hook(keep(layer)) for layer in self.layers if layer.readers
-        ]
-        try:
-            return self.module(x), feats
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def chains(self) -> list[list[Layer]]:
-        return [self.layers]
-
-
-def chain_of(module: nn.Module, example: Tensor) -> list[Layer]:
-    """The map of a module's layers, in the order in which `example` runs through them."""
-    order: list[tuple[str, nn.Module]] = []
-
-    def note(name: str):
-        return lambda layer, inputs, output: order.append((f"module.{name}", layer))
-
-    found = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED + NORMS)]
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in found]
-    with torch.no_grad():
-        module(example)
-    for hook in hooks:
-        hook.remove()
-    weighted = [i for i, (_, layer) in enumerate(order) if isinstance(layer, WEIGHTED)]
-    layers = []
-    for i, j in zip(weighted, [*weighted[1:], None], strict=True):
-        (name, layer), norm = order[i], order[i + 1][0] if i + 1 < (j or len(order)) else ""
-        kind: Kind = "conv" if isinstance(layer, nn.Conv2d) else "linear"
-        if j is None:
-            layers.append(Layer(name, kind, "head", output=True, norm=norm))
-            continue
-        reader, reading = order[j]
-        units, inputs = (cast(Tensor, m.weight).shape[k] for m, k in ((layer, 0), (reading, 1)))
-        if inputs % units:
-            raise ValueError(f"{reader} has {inputs} inputs and {name} before it {units} units; expected a plain chain")
-        section: Section = "encoder" if kind == "conv" else "trunk"
-        layers.append(Layer(name, kind, section, feats=name, readers=(reader,), norm=norm))
-        layers += [Layer(norm, "norm", section)] if norm else []
-    return layers
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        raise ValueError(f"optimizer: {type(optimizer).__name__} given; expected torch.optim.Adam or AdamW")
+    if any(group["amsgrad"] for group in optimizer.param_groups):
+        raise ValueError("optimizer: amsgrad keeps a maximum that no event would reset; expected amsgrad=False")

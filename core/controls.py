@@ -5,7 +5,9 @@ the shock. Any event can be run as one of its controls, at the same times and wi
 
     optimizer_only   the optimizer's slots change, weights and copies stay
     target_only      the slow copies change, weights and optimizer stay
-    same_norm        every changed tensor of weights and copies moves as far, in a random direction; the rest happens
+    same_norm        every changed tensor of weights and copies moves as far, in a random direction, the same for both;
+                     what the event makes equal to the new weights (a target, the weights at birth) becomes equal to
+                     these; the rest happens
     birth            fresh draws are replaced by the weights at birth
     identity         all is computed and nothing is changed; the ledger has the row
 """
@@ -36,9 +38,14 @@ def controlled(kind: Control, old: State, new: State, ctx: Context) -> State:
         _expect_change(kind, "slow copies", old.copies, new.copies, ctx)
         return old._replace(copies=new.copies)
     if kind == "same_norm":
-        params = _as_far(old.params, new.params, ctx, "params", old.params)
-        copies = {role: _as_far(old.copies[role], new.copies[role], ctx, role, old.params) for role in old.copies}
-        return new._replace(params=params, copies=copies)
+        params = _as_far(old.params, new.params, ctx, old.params)
+        copies = {role: _as_far(old.copies[role], new.copies[role], ctx, old.params) for role in old.copies}
+        copies = {
+            role: copies[role] | _equal(old.copies[role], new.copies[role], new.params, params) for role in copies
+        }
+        return new._replace(
+            params=params, copies=copies, birth=new.birth | _equal(old.birth, new.birth, new.params, params)
+        )
     return new
 
 
@@ -46,12 +53,18 @@ def _expect_change(kind: Control, what: str, old: Fields, new: Fields, ctx: Cont
     """A control that keeps what the event never touches would be a run without the event, under another name."""
     if all(new[field][k] is old[field][k] for field in old for k in old[field]):
         raise ValueError(
-            f"interventions.{ctx.instance}.control={kind}: the event leaves the {what} of part {ctx.part.name} as they "
-            "are, so there is nothing to control for"
+            f"control={kind}: the event leaves the {what} of part {ctx.part.name} as they are, so there is nothing to "
+            f"control for; leave the part out of interventions.{ctx.instance}.on"
         )
 
 
-def _as_far(old: Tensors, new: Tensors, ctx: Context, purpose: str, names: Iterable[str]) -> Tensors:
+def _equal(old: Tensors, new: Tensors, params: Tensors, moved: Tensors) -> Tensors:
+    """`moved` wherever the event makes of `old` something `new` that equals its new `params`."""
+    made = [k for k in moved if new[k] is not old[k] and bool((new[k] == params[k]).all())]
+    return {k: moved[k].clone() for k in made}
+
+
+def _as_far(old: Tensors, new: Tensors, ctx: Context, names: Iterable[str]) -> Tensors:
     """Every named tensor as far from `old` as `new` is, in a direction drawn uniformly; the others as in `new`.
 
     names: those of parameters. A running variance, or what an intervention carries, has no direction to go in.
@@ -61,7 +74,7 @@ def _as_far(old: Tensors, new: Tensors, ctx: Context, purpose: str, names: Itera
         distance = (new[name] - before).norm()
         if new[name] is before:
             return before
-        direction = ctx.normal(f"same_norm/{purpose}/{name}", before.shape)
+        direction = ctx.normal(f"same_norm/{name}", before.shape)
         return before + direction * (distance / direction.norm().clamp_min(1e-12))
 
     return new | {name: moved(name, old[name]) for name in names}

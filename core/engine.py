@@ -30,6 +30,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from core.clock import Clock, Unit
+from core.compiling import compiled
 from core.controls import controlled
 from core.diagnostics import Tier, finite, measure
 from core.events import Context
@@ -95,8 +96,8 @@ class Engine:
             part.fused = not self.batched
             part.half = self.device.type if precision == "bfloat16" else ""
             if compile and not self.batched:
-                part.compiled_gradient = torch.compile(part.gradient, fullgraph=True)
-        self._run = torch.compile(self._batched, fullgraph=True) if self.batched else self._by_member
+                part.compiled_gradient = compiled(part.gradient)
+        self._run = compiled(self._batched) if self.batched else self._by_member
 
     # updates
 
@@ -165,7 +166,7 @@ class Engine:
         old, seed = states[part.name], self.seeds[i]
         if when.yoke and not when.yoked(intervention.name, part.name, seed, i, clock):
             return []
-        ctx = self._context(intervention, part, i, states, clock, sample)
+        ctx = self.context(intervention, part, i, states, clock, sample)
         found = {}
         if when.metric:
             found = {when.metric: measure(when.metric, part, old, ctx.step())}
@@ -179,7 +180,7 @@ class Engine:
             write(old, clone(new))
         return [row | found]
 
-    def _context(
+    def context(
         self, intervention: Intervention, part: Part, i: int, states: States, clock: Clock, sample: Sample
     ) -> Context:
         stream = f"event/{intervention.name}/{part.name}"

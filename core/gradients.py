@@ -14,6 +14,10 @@ from core.state import Tensors
 Aux = TypeVar("Aux")
 
 
+class NeedsGradient(ValueError):
+    """Somebody looked at gradients where there are none."""
+
+
 def gradient(objective: Callable[[Tensors], tuple[Tensor, Aux]], params: Tensors) -> tuple[Tensors, Aux]:
     """-> (gradient with respect to `params`, zeros for what the objective does not use; what it returned beside).
 

@@ -37,25 +37,42 @@ def intervention(entry: dict[str, Any], clock: Clock, chosen: Collection[str]) -
         raise ValueError(f"{key}.when: {name} has no event, so a schedule does nothing; leave it out")
     if made.control != "none" and not acts:
         raise ValueError(f"{key}.control: {name} has no event, so there is nothing to control for; leave it out")
-    if when.yoke:
-        try:
-            happenings(when.yoke, name)
-        except ValueError as error:
-            raise ValueError(f"{key}.when.{error}") from error
-    if acts and not (when.metric or when.yoke or _comes_due(when, clock)):
-        option = f"every={when.every}" if when.every else f"at={list(when.at)}"
-        wish = " with a full interval after it (when.skip_last)" if when.every and when.skip_last else ""
-        length = f"{clock.greatest(when.unit)} {'task switches' if when.unit == 'tasks' else when.unit}"
-        raise ValueError(f"{key}.when.{option}: no event{wish} falls within this run's {length.replace('_', ' ')}")
+    if acts and (objection := _objection(when, name, clock)):
+        raise ValueError(f"{key}.when.{objection}")
     return made
 
 
-def _comes_due(when: Any, clock: Clock) -> bool:
-    """Whether the schedule has a count that the run reaches."""
+def _objection(when: Any, name: str, clock: Clock) -> str:
+    """What of a schedule lies outside the clock's run; "" if nothing does."""
+    length = f"{clock.greatest(when.unit)} {'task switches' if when.unit == 'tasks' else when.unit}".replace("_", " ")
+    if when.yoke:
+        try:
+            times = happenings(when.yoke, name).updates
+        except ValueError as error:
+            return str(error)
+        within = any(count <= clock.greatest("updates") for counts in times.values() for count in counts)
+        return "" if within else f"yoke={when.yoke}: all it did there came after this run's {length}"
+    if when.metric:
+        due = _reached(when.measure_every, when, clock)
+        return "" if due else f"measure_every={when.measure_every}: no look falls within this run's {length}"
+    late = [count for count in when.at if not when.start <= count <= _end(when, clock)]
+    if late:
+        return f"at={late}: beyond start, stop or this run's {length}"
+    if when.every and not _reached(when.every, when, clock):
+        wish = " with a full interval after it (when.skip_last)" if when.skip_last else ""
+        return f"every={when.every}: no event{wish} falls within this run's {length}" + (
+            "; with when.at alone set when.every=0" if when.at else ""
+        )
+    return ""
+
+
+def _reached(every: int, when: Any, clock: Clock) -> bool:
+    """Whether the run comes to a multiple of `every` at which the schedule may act."""
+    first = max(1, -(-when.start // every)) * every
+    apart = when.cooldown if when.metric else every
+    return first <= _end(when, clock) and first + when.skip_last * apart <= clock.total(when.unit)
+
+
+def _end(when: Any, clock: Clock) -> int:
     greatest = clock.greatest(when.unit)
-    end = min(greatest, when.stop or greatest)
-    if when.every:
-        first = max(1, -(-when.start // when.every)) * when.every
-        if first <= end and first + when.skip_last * when.every <= clock.total(when.unit):
-            return True
-    return any(when.start <= count <= end for count in when.at)
+    return min(greatest, when.stop or greatest)

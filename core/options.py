@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
@@ -116,6 +117,8 @@ def _value(hint: Any, value: Any, key: str, field: dataclasses.Field) -> Any:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{key}: {show(value)} is not a list; write {key}=[{show(value)}]")
         return tuple(_value(inner[0], element, key, field) for element in value)
+    if origin is types.UnionType:  # NUMBER | None: absent unless it is given
+        return None if value is None else _value(inner[0], value, key, field)
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in inner):
             raise ValueError(f"{key}: {show(value)} given; {_one_of(value, inner)}")

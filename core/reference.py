@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from core import diagnostics, rooms
+from core import controls, diagnostics, rooms
 from core.intervention import Intervention
 from core.options import plain, settings, show
 
@@ -39,7 +39,11 @@ def interventions() -> str:
         "parameters: `all`, `encoder`, `trunk`, `head`, `output` or patterns).",
         "",
         *settings_table("Those that act by events also take `when` (core/when.py):", plain_when()),
-        *settings_table("and `control`, one of their matched controls (core/controls.py):", [control()]),
+        *settings_table("and `control`, one of their matched controls:", [control()]),
+        "```text",
+        inspect.getdoc(controls) or "",
+        "```",
+        "",
         "| name | idea | acts |",
         "|---|---|---|",
     ]

@@ -30,6 +30,14 @@ def named(intervention: Intervention) -> Iterator[None]:
 def check_parts(parts: dict[str, Part], interventions: Sequence[Intervention]) -> None:
     """Every intervention must act on some part, every word of its `on` must match one, and none exclude each other."""
     for intervention in interventions:
+        if not intervention.on:
+            raise ValueError(
+                f"interventions.{intervention.name}.on=[] means no part; this agent has {', '.join(parts)}"
+            )
+        if not intervention.where:
+            raise ValueError(
+                f"interventions.{intervention.name}.where=[] means no weight; leave it out for its default"
+            )
         for word in intervention.on:
             if not any(matches(p.name, bool(p.chains), (word,)) for p in parts.values()):
                 raise ValueError(

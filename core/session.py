@@ -20,6 +20,7 @@ from core.engine import Engine
 from core.evaluation import LANES, evaluate, mean_scores
 from core.progress import Progress
 from core.randomness import host_generator
+from core.rehearsal import blank, rehearse
 from core.replay import Replay
 from core.run_folder import RunFolder
 from core.signals import Stop
@@ -61,6 +62,7 @@ class Session:
         self.averages = Averages(len(config.seeds))
         self.stop = Stop()
         self.returns: list[float] = []  # mean return of each seed in the latest evaluation
+        rehearse(self.engine, {k: v.to(config.device) for k, v in blank(spec, settings.batch_size).items()})
         self.folder = RunFolder(
             config.run_dir,
             resolved(config),

@@ -26,8 +26,9 @@ class When:
 
     A condition is looked at every `measure_every` units, on a batch of the event's own, and holds if the metric is
     above `above`, or with `falling` below `below`. It then waits until the metric has been on the other side of the
-    other threshold, and for `cooldown`. Each seed and part has its own condition. A yoke is the control that has the
-    times of a condition but not its reason. A condition or a yoke replaces `every` and `at`. Empty means never.
+    other threshold (the same one if only one is given), and for `cooldown`. Each seed and part has its own condition.
+    A yoke is the control that has the times of a condition but not its reason. A condition or a yoke replaces `every`
+    and `at`. Empty means never.
     """
 
     every: int = option(0, low=0, help="at every multiple of this many units")
@@ -38,8 +39,8 @@ class When:
     skip_last: bool = option(False, help="not with less than one full `every` left: no score within a recovery")
     metric: str = option("", help="on a condition: a diagnostic, such as dormant, dormant@0.1 or srank")
     measure_every: int = option(1_000, low=1, help="units between two looks at the metric")
-    above: float = option(0.0, help="upper threshold of the metric")
-    below: float = option(0.0, help="lower threshold of the metric")
+    above: float | None = option(None, help="upper threshold of the metric")
+    below: float | None = option(None, help="lower threshold of the metric")
     falling: bool = option(False, help="happen below the lower threshold, wait for the upper one")
     cooldown: int = option(0, low=0, help="units between two events, at least")
     yoke: str = option("", help="a run folder: whenever the intervention of this name acted there")
@@ -49,12 +50,18 @@ class When:
             raise ValueError("counts of a schedule are positive: every, start, stop and cooldown >= 0, at >= 1")
         if self.metric and self.measure_every < 1:
             raise ValueError(f"measure_every={self.measure_every} given; expected at least 1")
-        if self.metric and self.above < self.below:
+        thresholds = [value for value in (self.below, self.above) if value is not None]
+        if self.metric and (self.below if self.falling else self.above) is None:
+            wanted, kind = ("below", " with falling") if self.falling else ("above", "")
+            raise ValueError(f"{wanted} is not set; a condition{kind} needs it, as in when.{wanted}=0.3")
+        if self.metric and sorted(thresholds) != thresholds:
             raise ValueError(f"above={self.above:g} given; expected at least below={self.below:g}")
-        if not self.metric and (self.above or self.below or self.falling or self.cooldown):
+        if not self.metric and (thresholds or self.falling or self.cooldown):
             raise ValueError("above, below, falling and cooldown belong to a metric; set metric, as in metric=dormant")
         if self.metric and self.yoke:
             raise ValueError("metric and yoke given; expected one of them")
+        if self.yoke and self.unit != "updates":
+            raise ValueError(f"unit={self.unit} given; a yoke goes by updates, whatever the other run's unit was")
 
     def __bool__(self) -> bool:
         return self.every > 0 or bool(self.at or self.metric or self.yoke)
@@ -83,8 +90,9 @@ class When:
     def judge(self, value: float, memory: Tensors, clock: Clock) -> tuple[bool, Tensors]:
         """Does the event happen at this value of the metric? -> (whether, the memory from now on)."""
         now, happened, armed = clock.now(self.unit), int(memory["happened"]), bool(memory["armed"])
-        beyond = value < self.below if self.falling else value > self.above
-        back = value >= self.above if self.falling else value <= (self.below or self.above)
+        thresholds = [threshold for threshold in (self.below, self.above) if threshold is not None]
+        low, high = thresholds[0], thresholds[-1]
+        beyond, back = (value < low, value >= high) if self.falling else (value > high, value <= low)
         armed = armed or back
         happens = beyond and armed and (happened < 0 or now - happened >= self.cooldown)
         device = memory["armed"].device

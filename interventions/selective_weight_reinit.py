@@ -41,12 +41,13 @@ class SelectiveWeightReinit(Intervention):
 
     def event(self, part: Part, s: State, ctx: Context) -> State:
         names = part.names(self.where)
-        grads = ctx.step().grads if self.utility == "gradient" else {}
+        by_gradient = self.utility == "gradient"
+        grads = ctx.step().grads if by_gradient else {}
         drawn = ctx.fresh() if self.toward == "fresh" else s.birth
         lowest, new = {}, {}
         for k in names:
             p = s.params[k]
-            lowest[k] = least(p * grads[k] if grads else p, self.rate)
+            lowest[k] = least(p * grads[k] if by_gradient else p, self.rate)
             new[k] = torch.where(lowest[k], 0.0 if self.toward == "zero" else drawn[k], p)
         if all(torch.equal(new[k], s.params[k]) for k in names):
             return s  # everything chosen is what it would become

@@ -13,9 +13,13 @@ from torch import nn
 
 from core.adapter import Plastic, chain_of
 from core.when import When
+from interventions.dash import DASH
+from interventions.dormancy_scaled_perturbation import DormancyScaledPerturbation
 from interventions.l2 import L2
 from interventions.layer_norm import LayerNorm
+from interventions.redo import ReDo
 from interventions.reset import Reset
+from interventions.selective_weight_reinit import SelectiveWeightReinit
 from interventions.shrink_and_perturb import ShrinkAndPerturb
 
 EVENTS = ("redo", "shrink_and_perturb")
@@ -147,6 +151,141 @@ def test_a_network_that_is_no_chain_is_refused():
 
     with pytest.raises(ValueError, match="expected a plain chain"):
         chain_of(Wide(), torch.randn(2, 5))
+
+
+class Heads(nn.Module):
+    """Two heads on one torso, of widths that divide each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.p, self.v = nn.Linear(5, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        h = F.relu(self.a(x))
+        return self.p(h), self.v(h)
+
+
+class Residual(Heads):
+    def forward(self, x):
+        h = F.relu(self.a(x))
+        return self.v(F.relu(h + self.p(h)))
+
+
+class Twice(Heads):
+    def forward(self, x):
+        return self.v(F.relu(self.p(F.relu(self.p(F.relu(self.a(x)))))))
+
+
+@pytest.mark.parametrize("net", [Heads, Residual, Twice])
+def test_what_reaches_more_than_the_next_layer_is_no_chain(net):
+    with pytest.raises(ValueError, match="expected a plain chain"):
+        chain_of(net(), torch.randn(4, 5))
+
+
+WHEN = When(every=5)
+REFUSED = {
+    "the loss's gradient": (lambda: DASH(when=WHEN), "dash.*gradient of your loss"),
+    "gradients as utility": (
+        lambda: SelectiveWeightReinit(when=WHEN),
+        "reinit.*gradient of your loss",
+    ),
+    "gradients as metric": (
+        lambda: Reset(when=When(metric="zero_gradient", above=0.5, measure_every=5)),
+        "zero_gradient.*what goes by gradients",
+    ),
+    "a target": (lambda: Reset(when=WHEN, control="target_only"), "target_only"),
+    "another optimizer": (
+        lambda: ReDo(when=WHEN, steps="renew"),
+        "redo: its settings ask for.*elementwise",
+    ),
+    "no schedule": (lambda: Reset(), "reset: expected a schedule in updates"),
+    "another unit": (lambda: Reset(when=When(every=5, unit="env_steps")), "expected a schedule in updates"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_silently_do_something_else_is_refused(case):
+    make, message = REFUSED[case]
+    net = dense()
+    with pytest.raises(ValueError, match=message):
+        Plastic(net, torch.optim.Adam(net.parameters()), [make()], example=torch.randn(4, 5))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda p: torch.optim.SGD(p, lr=0.1), "SGD given; expected torch.optim.Adam"),
+        (lambda p: torch.optim.Adam(p, amsgrad=True), "amsgrad"),
+    ],
+)
+def test_an_optimizer_that_would_not_be_reset_whole_is_refused(make, message):
+    net = dense()
+    with pytest.raises(ValueError, match=message):
+        Plastic(net, make(net.parameters()), [Reset(when=WHEN)], example=torch.randn(4, 5))
+
+
+@pytest.mark.parametrize("metric", ["dormant", "parameter_norm", "distance_from_birth"])
+def test_metrics_that_need_no_gradient_can_be_conditions(metric):
+    net, x = dense(), torch.randn(16, 5)
+    plastic = Plastic(net, trained(net, x), [Reset(when=When(metric=metric, above=-1.0, measure_every=1))], example=x)
+    assert len(plastic.step(x)) == 1
+
+
+def test_pre_activations_are_known():
+    net, x = dense(), torch.randn(16, 5)
+    plastic = Plastic(net, trained(net, x), [DormancyScaledPerturbation(when=When(every=1))], example=x)
+    assert plastic.step(x)[0]["touched"] > 0
+    _, feats = plastic.part({f"module.{k}": v for k, v in net.state_dict().items()}, x)
+    assert torch.allclose(feats["module.0.pre"].flatten(1), net[0](x)) and "module.2.pre" in feats
+
+
+def test_being_made_touches_neither_statistics_nor_modes_nor_generators():
+    net = nn.Sequential(Convolutional(), nn.Dropout(0.5))
+    net[1].eval()
+    x, before = torch.randn(6, 1, 8, 8), copy.deepcopy(net.state_dict())
+    generator = torch.get_rng_state()
+    Plastic(net, torch.optim.Adam(net.parameters()), [Reset(when=WHEN)], example=x)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert torch.equal(generator, torch.get_rng_state())
+    assert net[0].training and not net[1].training
+
+
+def test_behind_convolutions_everything_is_the_head():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 8), nn.ReLU(), nn.Linear(8, 2))
+    plastic = Plastic(net, torch.optim.Adam(net.parameters()), [Reset(when=WHEN)], example=torch.randn(2, 1, 8, 8))
+    assert {name.split(".")[1] for name in plastic.part.names(("head",))} == {"3", "5"}
+
+
+def test_fresh_weights_are_drawn_as_the_user_draws_them():
+    def orthogonal(net: nn.Module) -> None:
+        for layer in net.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.orthogonal_(layer.weight, 3.0)
+                nn.init.zeros_(layer.bias)
+
+    net, x = dense(), torch.randn(16, 5)
+    optimizer = trained(net, x)
+    reset = Reset(where=("all",), when=When(every=1))
+    Plastic(net, optimizer, [reset], example=x, initialise=orthogonal).step(x)
+    w = net[2].weight.detach()
+    assert torch.allclose(w @ w.T, 9 * torch.eye(8), atol=1e-4) and not net[2].bias.any()
+
+
+def test_a_weight_that_nobody_draws_is_refused_until_one_says_how():
+    class Gained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.gain, self.out = nn.Linear(5, 4), nn.Parameter(torch.full((4,), 2.0)), nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.out(F.relu(self.a(x) * self.gain))
+
+    net, x = Gained(), torch.randn(6, 5)
+    with pytest.raises(ValueError, match="gain belongs to a module without reset_parameters.*initialise="):
+        Plastic(net, torch.optim.Adam(net.parameters()), [Reset(when=WHEN)], example=x)
+    optimizer, reset = trained(net, x), Reset(where=("all",), when=When(every=1))
+    Plastic(net, optimizer, [reset], example=x, initialise=lambda net: nn.init.constant_(net.gain, 5.0)).step(x)
+    assert net.gain.tolist() == [5.0] * 4
 
 
 def test_the_example_of_twenty_lines_recycles_and_perturbs_a_strangers_network(capsys):

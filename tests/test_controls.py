@@ -57,6 +57,28 @@ def test_the_same_norm_moves_every_tensor_as_far_in_another_direction():
                     assert abs(torch.nn.functional.cosine_similarity(far.flatten(), here.flatten(), 0)) < 0.5
 
 
+def test_what_a_reset_makes_equal_is_equal_under_the_same_norm_too():
+    """A target that takes the new weights takes the moved ones, and so do the weights at birth: no second shock."""
+    before, event, _ = controlled("none", kind=Reset, where=("all",))
+    assert equal(event.params, event.copies["target"]) and equal(event.params, event.birth)
+    before, after, _ = controlled("same_norm", kind=Reset, where=("all",))
+    assert equal(after.params, after.copies["target"]) and equal(after.params, after.birth)
+    assert not equal(after.params, event.params)
+
+
+def test_birth_that_the_event_leaves_stays_under_the_same_norm():
+    before, after, _ = controlled("same_norm")
+    assert equal(before.birth, after.birth)
+
+
+def test_the_target_goes_the_way_of_the_weights_under_the_same_norm():
+    before, after, _ = controlled("same_norm")
+    k = "trunk.layers.0.weight"
+    here, there = after.params[k] - before.params[k], after.copies["target"][k] - before.copies["target"][k]
+    for i in range(2):
+        assert torch.nn.functional.cosine_similarity(here[i].flatten(), there[i].flatten(), 0) > 0.999
+
+
 def test_tensors_that_the_event_leaves_stay_under_the_same_norm():
     before, after, _ = controlled("same_norm", where=("output",))
     for k in before.params:

@@ -114,7 +114,7 @@ def test_the_direction_is_the_average_of_negative_gradients_in_order_of_arrival(
     e = aged(make([DASH(keep=keep, alpha=alpha, batches=3, on=(part,), when=EVERY)]))
     states, net = clone(member(e.states, 0)), e.learner.parts[part]
     clock = Clock(steps=10**9, updates=3)
-    ctx = e._context(net.interventions[0], net, 0, states, clock, sampler(e))
+    ctx = e.context(net.interventions[0], net, 0, states, clock, sampler(e))
     follow = {k: torch.zeros_like(p) for k, p in states[part].params.items()}
     for number in range(3):
         for k, g in ctx.step(number).grads.items():
@@ -175,7 +175,7 @@ def test_penalties_belong_to_the_gradient_and_masks_do_not():
     def gradient(interventions):
         e = engine(classifier([*interventions, DASH(batches=1)]))
         part = e.learner.classifier
-        ctx = e._context(part.interventions[-1], part, 0, member(e.states, 0), Clock(steps=10), sampler(e))
+        ctx = e.context(part.interventions[-1], part, 0, member(e.states, 0), Clock(steps=10), sampler(e))
         return ctx.step().grads["head.weight"], e.states["classifier"].params["head.weight"][0]
 
     (plain, w), (decayed, _), (masked, _) = (gradient(i) for i in ([], [L2(weight=0.5)], [Dropout(rate=0.9)]))

@@ -155,7 +155,7 @@ def test_in_training_the_share_is_that_of_numpy_on_one_batch(make, part, spec, n
     def sample(stream, count):
         return batch_for(spec, e.seeds, 500)
 
-    contexts = [e._context(intervention, net_, i, member(old, i), clock, sample) for i in range(2)]
+    contexts = [e.context(intervention, net_, i, member(old, i), clock, sample) for i in range(2)]
     e.intervene(clock, ("updates",), sample)
     for i, ctx in enumerate(contexts):
         dormant, feats = [], ctx.step().outcome.feats

@@ -61,7 +61,7 @@ def aged(learner, seeds=(0,), kill: bool = True):
 def outputs(e, part: str, i: int = 0):
     """What the network of member i says to the batch of the event."""
     states, net = member(e.states, i), e.learner.parts[part]
-    batch, _ = e._context(net.interventions[0], net, i, states, Clock(steps=10**9, updates=3), sampler(e)).sample(0)
+    batch, _ = e.context(net.interventions[0], net, i, states, Clock(steps=10**9, updates=3), sampler(e)).sample(0)
     return net(states[part].params, *net.inputs(batch))[0]
 
 
@@ -142,7 +142,7 @@ def test_a_recycled_unit_has_a_newborns_weights_no_say_and_no_moments(make, part
     old = clone(member(e.states, 0))[part]
     states, layers = member(e.states, 0), recyclable(e.learner.parts[part], ("all",))
     clock = Clock(steps=10**9, updates=3)
-    ctx = e._context(redo, e.learner.parts[part], 0, clone(states), clock, sampler(e))
+    ctx = e.context(redo, e.learner.parts[part], 0, clone(states), clock, sampler(e))
     drawn, feats = ctx.fresh(), ctx.step().outcome.feats
     fire(e)
     new = member(e.states, 0)[part]
@@ -179,7 +179,7 @@ def test_recycled_units_speak_again(make, part, spec, net):
         event()
         for i in e.seeds:
             redo, net_, clock = e.learner.interventions[0], e.learner.parts[part], Clock(steps=10**9, updates=3)
-            feats = e._context(redo, net_, i, member(e.states, i), clock, sampler(e)).step().outcome.feats
+            feats = e.context(redo, net_, i, member(e.states, i), clock, sampler(e)).step().outcome.feats
             speak += [bool(feats[layer.feats][:, 0].any()) for layer in recyclable(net_, ("all",))]
     before, after = speak[: len(speak) // 2], speak[len(speak) // 2 :]
     assert not any(before) and sum(after) > 0.8 * len(after)  # a new draw may happen to be silent on eight samples

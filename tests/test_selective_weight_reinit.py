@@ -196,7 +196,7 @@ def test_a_share_of_every_tensor_is_redrawn_by_the_gradient_of_the_batch(make, p
     e = aged(make([intervention], net=net), (0, 1))
     old, clock = clone(e.states), Clock(steps=10**9, updates=3)
     for i in range(2):
-        ctx = e._context(intervention, e.learner.parts[part], i, member(old, i), clock, sampler(e))
+        ctx = e.context(intervention, e.learner.parts[part], i, member(old, i), clock, sampler(e))
         grads, drawn = ctx.step().grads, ctx.fresh()
         before = member(old, i)[part].params
         if i == 0:

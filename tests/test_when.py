@@ -45,7 +45,7 @@ def test_two_events_are_at_least_a_cooldown_apart():
 
 
 def test_a_condition_is_looked_at_every_so_many_units_and_not_outside_start_and_stop():
-    when = When(metric="dormant", measure_every=10, start=20, stop=40)
+    when = When(metric="dormant", above=0.3, measure_every=10, start=20, stop=40)
     looked = [u for u in range(1, 61) if when.due(Clock(steps=10**9, updates=u, last={"updates": u - 1}))]
     assert looked == [20, 30, 40]
 
@@ -57,7 +57,10 @@ def test_a_condition_is_looked_at_every_so_many_units_and_not_outside_start_and_
         ({"above": 0.1}, "belong to a metric"),
         ({"cooldown": 5}, "belong to a metric"),
         ({"metric": "dormant", "measure_every": 0}, "measure_every=0"),
-        ({"metric": "dormant", "yoke": "runs/x"}, "metric and yoke"),
+        ({"metric": "dormant", "above": 0.1, "yoke": "runs/x"}, "metric and yoke"),
+        ({"yoke": "runs/x", "unit": "env_steps"}, "unit=env_steps.*goes by updates"),
+        ({"metric": "dormant"}, "above is not set"),
+        ({"metric": "dormant", "falling": True, "above": 0.3}, "below is not set"),
         ({"every": -1}, "positive"),
         ({"at": (0,)}, "positive"),
     ],
@@ -82,6 +85,12 @@ def test_each_seed_meets_the_condition_by_itself_and_the_ledger_says_at_which_va
     assert rows[0]["dead"] > 0.2 and rows[0]["touched"] > 0
     assert e.states["q"].memory["redo"]["happened"].tolist() == [-1, 1]
     assert e.states["q"].memory["redo"]["armed"].tolist() == [1, 0]
+
+
+def test_thresholds_may_be_zero_or_negative_and_the_other_one_is_optional():
+    assert happened(When(metric="x", above=0.5, below=0.0), {1: 0.6, 2: 0.1, 3: 0.6, 4: 0.0, 5: 0.6}) == [1, 5]
+    assert happened(When(metric="x", above=-1.0), {1: -2.0, 2: -0.5, 3: -0.5, 4: -1.0, 5: 0.0}) == [2, 5]
+    assert happened(When(metric="x", below=30.0, falling=True), {1: 40.0, 2: 20.0, 3: 10.0, 4: 30.0, 5: 29.0}) == [2, 5]
 
 
 def test_a_metric_that_does_not_exist_names_the_nearest():

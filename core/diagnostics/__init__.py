@@ -31,6 +31,7 @@ from core.diagnostics.weights import (
     update_ratio,
     weight_magnitude,
 )
+from core.gradients import NeedsGradient
 from core.options import nearest
 from core.part import Part, Step
 from core.state import State
@@ -89,12 +90,18 @@ def measure(metric: str, part: Part, s: State, step: Step) -> float:
     Cheap ones are looked through first, and nothing is computed beyond the function that has it. nan where the network
     overflows.
     """
+    if not part.layers:
+        raise ValueError(f"when.metric={metric} given; part {part.name} has no layers to measure, leave it out of `on`")
     if not finite(step):
         return math.nan
-    name, known = COMMON.get(metric, metric), dict[str, Tensor]()
+    name, known, unseen = COMMON.get(metric, metric), dict[str, Tensor](), ""
     for tier in TIERS:
         for diagnostic in tier.diagnostics:
-            known |= {k: v for k, v in diagnostic(part, s, step).items() if not k.endswith(IMAGE)}
+            try:
+                known |= {k: v for k, v in diagnostic(part, s, step).items() if not k.endswith(IMAGE)}
+            except NeedsGradient:
+                unseen = " (what goes by gradients cannot be seen here)"
             if name in known:
                 return float(known[name])
-    raise ValueError(f"when.metric={metric} given; {nearest(metric, known)}")
+    near = nearest(metric, [*known, *COMMON])
+    raise ValueError(f"when.metric={metric} given; part {part.name} has none of that name{unseen}, {near}")

@@ -14,12 +14,13 @@ def churn(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     Of networks that predict values: `value_churn` is the mean |Q' - Q| over samples and all actions (all critics), and
     `policy_churn`, where the largest value is the decision, the share of samples whose decision is another one. Of
     others: `output_churn` is the mean Euclidean norm of the change, for a policy that of its mean action. The step is
-    taken on the side and thrown away; what interventions do after a step is not in it. Larger batches churn less:
+    taken on the side and thrown away; what interventions do after a step is not in it, and where one of them steps in
+    the optimizer's place (upgd) nothing is reported. Larger batches churn less:
     compare at one batch size. Source: Schaul et al. 2022, "The phenomenon of policy churn"; Tang & Berseth 2024; single
     steps and held-out samples are our inference.
     """
     half = len(part.inputs(step.batch)[0]) // 2
-    if not half:
+    if not half or part.optim.hold:
         return {}
     grads, _ = part.gradient(step.states, rows(step.batch, 0, half), rows(step.noise, 0, half))
     new, _ = part.optim.step(s.params, grads, s.optim)

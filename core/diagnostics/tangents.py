@@ -50,7 +50,7 @@ def tangent_kernel(part: Part, s: State, step: Step) -> dict[str, Tensor]:
 
 
 def gradient_covariance(part: Part, s: State, step: Step) -> dict[str, Tensor]:
-    """How the samples' loss gradients agree: C_ij = cos(grad loss(x_i), grad loss(x_j)), targets frozen.
+    """How the samples' loss gradients agree: C_ij = cos(grad loss(x_i), grad loss(x_j)), targets frozen; 64 samples.
 
     `gradient_cosine` mean off-diagonal entry; `gradient_cosine_negative` share of them below 0, which is interference;
     `gradient_cosine_rank` effective rank of C: near 1 all samples pull in one direction. Source: Lyle et al. 2023,

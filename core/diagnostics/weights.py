@@ -90,8 +90,10 @@ def update_ratio(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     """||delta theta||_2 / ||theta||_2 of the optimizer's step on the observed batch, of the part and of each layer.
 
     The step is computed on the side, with the moments of the moment, and thrown away. What interventions do after a
-    step is not in it.
+    step is not in it; where one of them takes the step in the optimizer's place (upgd), nothing is reported.
     """
+    if part.optim.hold:
+        return {}
     new, _ = part.optim.step(s.params, step.grads, s.optim)
 
     def measure(names: list[str]) -> Tensor:

@@ -1,0 +1,49 @@
+"""Compiling, with a cache on disk that may have been left damaged.
+
+The compiler keeps libraries in a folder that outlives the process. One killed while it wrote there leaves half a file
+behind, and every later run would fail on it: before the first region is compiled such files are removed.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+F = TypeVar("F", bound=Callable)
+AGE = 60.0  # seconds; a younger library may still be written, by another process
+
+
+def compiled(function: F) -> F:
+    """The function as one compiled region; a graph break is an error."""
+    _heal()
+    return cast(F, torch.compile(function, fullgraph=True))
+
+
+@functools.cache
+def _heal() -> None:
+    remove_damaged(Path(cache_dir()))
+
+
+def remove_damaged(folder: Path) -> list[Path]:
+    """Remove the libraries that are not whole. -> which they were"""
+    damaged = [path for path in folder.rglob("*.so") if time.time() - path.stat().st_mtime > AGE and not _whole(path)]
+    for path in damaged:
+        path.unlink(missing_ok=True)
+    return damaged
+
+
+def _whole(library: Path) -> bool:
+    """Whether an ELF file reaches as far as its header says: to the end of the table of sections."""
+    with library.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return False
+    (offset,), (size, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<HH", header, 58)
+    return offset + size * count <= library.stat().st_size

@@ -1,0 +1,60 @@
+"""A compile cache that a killed process left damaged heals by itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.compiling import compiled, remove_damaged
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import torch
+from core.compiling import compiled
+x = torch.arange(64.0)
+assert torch.allclose(compiled(lambda x: (x.sin() * x + 1).cumsum(0))(x), (x.sin() * x + 1).cumsum(0), atol=1e-4)
+y = x / 64
+assert torch.allclose(compiled(lambda x: (x.cos() * x - 1).exp().sum(0))(y), (y.cos() * y - 1).exp().sum())
+"""
+
+
+def start(cache: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    return subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("left", [0, 1_000, 0.9])
+def test_half_written_libraries_are_made_again(tmp_path, left):
+    assert start(tmp_path).returncode == 0
+    libraries = sorted(tmp_path.rglob("*.so"))
+    assert len(libraries) >= 2
+    whole = {path: path.stat().st_size for path in libraries}
+    for path in libraries:
+        os.truncate(path, left if isinstance(left, int) else int(left * whole[path]))
+        os.utime(path, (0, 0))
+    done = start(tmp_path)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert {path: path.stat().st_size for path in libraries} == whole
+
+
+def test_whole_libraries_stay_and_so_do_those_that_may_still_be_written(tmp_path):
+    assert start(tmp_path).returncode == 0
+    library = next(tmp_path.rglob("*.so"))
+    os.utime(library, (0, 0))
+    assert remove_damaged(tmp_path) == []
+    os.truncate(library, 10)
+    assert remove_damaged(tmp_path) == []
+    os.utime(library, (0, 0))
+    assert remove_damaged(tmp_path) == [library]
+    assert remove_damaged(Path(torch.__file__).parent / "lib") == []
+
+
+def test_an_error_of_the_function_itself_is_raised():
+    def wrong(x):
+        raise ValueError("its own")
+
+    with pytest.raises(Exception, match="its own"):
+        compiled(wrong)(torch.ones(1))
