@@ -1,93 +1,69 @@
-"""Time per update: eager and compiled, one seed and three.
+"""How fast: updates beside the bare limit and peers, whole loops with the share of each stage, draws from the replay.
 
-    python -m benchmarks.speed [rows=sac,dqn] [seeds=1,3] [seconds=4]
+    python -m benchmarks.speed [parts=sac,dqn,impala,loop,real,replay,layer] [blocks=5] [seconds=0.6] [keep=true]
 
-Every row trains on one made-up batch of the published shape, so that only the update is timed: SAC on 17 observations
-and 6 actions, 256 x 256, batch 256; DQN on 84 x 84 x 4 frames with the Nature network (valid padding, double, plain
-head), batch 32. Blocks in which other processes took part of the machine are slow, not wrong: the best of several
-blocks is printed.
+Everything that is compared is timed in turn in the same process (benchmarks/timing.py); what is compared is the ratio.
+With `keep` the tables are appended to benchmarks/RESULTS.md, with the machine they are from.
 """
 
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 
-from agents import DQN, SAC
-from core.clock import Clock
-from core.engine import Engine
-from core.spec import EnvSpec
-from core.state import Batch
-from nets import Nature, Scalar, Vectors
+from benchmarks import draws, layer, loops, updates
+from core.provenance import provenance
 
-CONTROL = EnvSpec("benchmark/control", (17,), "float32", action_dim=6)
-FRAMES = EnvSpec("benchmark/frames", (84, 84), "uint8", num_actions=6, stack=4)
-
-
-def sac(seeds: int) -> tuple[SAC, Batch]:
-    agent = SAC(SAC.Settings(), CONTROL, Vectors(), Scalar("mse"))
-    lead = (seeds, 256)
-    batch = {
-        "obs": torch.randn(*lead, 17),
-        "next_obs": torch.randn(*lead, 17),
-        "action": torch.rand(*lead, 6) * 2 - 1,
-        "reward": torch.randn(lead),
-    }
-    return agent, batch
+RESULTS = Path(__file__).parent / "RESULTS.md"
+PARTS: dict[str, Callable[[int, float], list[list[str]]]] = {
+    "sac": updates.sac,
+    "dqn": updates.dqn,
+    "impala": updates.impala,
+    "loop": loops.sac_loop,
+    "real": loops.real_loops,
+    "replay": draws.replay,
+    "layer": layer.overhead,
+}
 
 
-def dqn(seeds: int) -> tuple[DQN, Batch]:
-    agent = DQN(DQN.Settings(dueling=False, n_step=1), FRAMES, Nature(padding="valid"), Scalar())
-    lead = (seeds, 32)
-    batch = {
-        "obs": torch.randint(0, 256, (*lead, 4, 84, 84), dtype=torch.uint8),
-        "next_obs": torch.randint(0, 256, (*lead, 4, 84, 84), dtype=torch.uint8),
-        "action": torch.randint(0, 6, lead),
-        "reward": torch.randn(lead),
-    }
-    return agent, batch
+def markdown(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def measure(make, seeds: int, compile: bool, seconds: float) -> tuple[float, float]:
-    """-> (milliseconds per update of all seeds, seconds of the first call)."""
-    torch.manual_seed(0)
-    learner, batch = make(seeds)
-    lead = batch["reward"].shape
-    batch |= {"discount": torch.full(lead, 0.99), "weight": torch.ones(lead)}
-    engine, clock = Engine(learner, range(seeds), lead[1], compile=compile), Clock(steps=10**9)
-
-    def update() -> None:
-        engine.update(batch, clock)
-        clock.update()
-
-    start = time.perf_counter()
-    update()
-    first = time.perf_counter() - start
-    best = float("inf")
-    for _ in range(5):
-        count, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds / 5:
-            update()
-            count += 1
-        best = min(best, (time.perf_counter() - start) / count)
-    return 1000 * best, first
+def machine() -> str:
+    known = provenance()
+    hardware, commit = known["hardware"], (known["commit"] or "")[:10]
+    gpus = ", ".join(hardware["gpus"]) or "no GPU"
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit}: {hardware['cpu']}, {hardware['cores']} cores, {gpus}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
 
 
-def main() -> None:
-    given = dict(argument.split("=") for argument in sys.argv[1:])
-    rows = given.get("rows", "sac,dqn").split(",")
-    counts = [int(n) for n in given.get("seeds", "1,3").split(",")]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print("| update | seeds | mode | ms per update | updates/s, all seeds | first call, s |\n|---|---|---|---|---|---|")
-    for row in rows:
-        for seeds in counts:
-            for compile in (False, True):
-                ms, first = measure({"sac": sac, "dqn": dqn}[row], seeds, compile, float(given.get("seconds", 4)))
-                mode = "compiled" if compile else "eager"
-                print(f"| {row} | {seeds} | {mode} | {ms:.1f} | {1000 * seeds / ms:.0f} | {first:.1f} |", flush=True)
+def main(argv: list[str]) -> int:
+    given = dict(argument.partition("=")[::2] for argument in argv)
+    unknown = sorted(given.keys() - {"parts", "blocks", "seconds", "keep"})
+    chosen = given.get("parts", ",".join(PARTS)).split(",")
+    if unknown or not set(chosen) <= PARTS.keys():
+        print(f"{unknown or chosen}: expected parts={','.join(PARTS)}, blocks=N, seconds=S, keep=true", file=sys.stderr)
+        return 2
+    text = [f"## {machine()}\n\n    python -m benchmarks.speed {' '.join(argv)}\n"]
+    print(text[0], flush=True)
+    for name in chosen:
+        part = PARTS[name]
+        table = markdown(part(int(given.get("blocks", 5)), float(given.get("seconds", 0.6))))
+        text.append(f"{part.__doc__}\n\n{table}\n")
+        print(f"\n{text[-1]}", flush=True)
+    if given.get("keep") == "true":
+        before = RESULTS.read_text() if RESULTS.exists() else "# Measured speed\n"
+        RESULTS.write_text(f"{before}\n" + "\n".join(text))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
