@@ -11,19 +11,37 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import TypeVar, cast
 
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-F = TypeVar("F", bound=Callable)
+F = TypeVar("F", bound=Callable[..., object])
 AGE = 60.0  # seconds; a younger library may still be written, by another process
 
 
 def compiled(function: F) -> F:
-    """The function as one compiled region; a graph break is an error."""
+    """The method as one compiled region; a graph break is an error.
+
+    It is compiled as a copy of its own: the compiler counts how often it has compiled a function, whoever it belonged
+    to, and refuses after a few, so that a sweep of many runs in one process would end there.
+    """
     _heal()
-    return cast(F, torch.compile(function, fullgraph=True))
+    return cast(F, torch.compile(_own_copy(cast(MethodType, function)), fullgraph=True, dynamic=False))
+
+
+def _own_copy(method: MethodType) -> MethodType:
+    original = method.__func__
+    copy = FunctionType(
+        original.__code__.replace(),
+        original.__globals__,
+        original.__name__,
+        original.__defaults__,
+        original.__closure__,
+    )
+    copy.__kwdefaults__ = original.__kwdefaults__
+    return MethodType(copy, method.__self__)
 
 
 @functools.cache

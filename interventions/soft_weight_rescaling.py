@@ -54,7 +54,7 @@ class SoftWeightRescaling(Intervention):
 
     def _rescale(self, chain: tuple[Layer, ...], names: set[str], s: State, new: Tensors, buffers: Tensors) -> None:
         """Write the new weights of one chain of layers into `new`, and running statistics into `buffers`."""
-        last_norm = max((i for i, layer in enumerate(chain) if layer.kind == "norm"), default=-1)
+        last_norm = [-1, *(i for i, layer in enumerate(chain) if layer.kind == "norm")][-1]
         one = scale = s.params[f"{chain[0].name}.weight"].new_ones(())
         for i, layer in enumerate(chain):
             weight, bias = f"{layer.name}.weight", f"{layer.name}.bias"

@@ -14,10 +14,14 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import torch
 from core.compiling import compiled
-x = torch.arange(64.0)
-assert torch.allclose(compiled(lambda x: (x.sin() * x + 1).cumsum(0))(x), (x.sin() * x + 1).cumsum(0), atol=1e-4)
-y = x / 64
-assert torch.allclose(compiled(lambda x: (x.cos() * x - 1).exp().sum(0))(y), (y.cos() * y - 1).exp().sum())
+class Sums:
+    def sines(self, x):
+        return (x.sin() * x + 1).cumsum(0)
+    def cosines(self, x):
+        return (x.cos() * x - 1).exp().sum(0)
+s, x = Sums(), torch.arange(64.0) / 64
+assert torch.allclose(compiled(s.sines)(x), s.sines(x), atol=1e-4)
+assert torch.allclose(compiled(s.cosines)(x), s.cosines(x), atol=1e-4)
 """
 
 
@@ -52,9 +56,24 @@ def test_whole_libraries_stay_and_so_do_those_that_may_still_be_written(tmp_path
     assert remove_damaged(Path(torch.__file__).parent / "lib") == []
 
 
-def test_an_error_of_the_function_itself_is_raised():
-    def wrong(x):
-        raise ValueError("its own")
+class Scaled:
+    def __init__(self, factor):
+        self.factor = factor
 
+    def times(self, x, *, add=0.0):
+        if self.factor < 0:
+            raise ValueError("its own")
+        return torch.where(x > 0, self.factor * x, 1.0 * self.factor) + add
+
+
+def test_an_error_of_the_method_itself_is_raised():
     with pytest.raises(Exception, match="its own"):
-        compiled(wrong)(torch.ones(1))
+        compiled(Scaled(-1).times)(torch.ones(1))
+
+
+def test_one_process_compiles_a_method_of_as_many_objects_as_it_likes():
+    objects = [Scaled(float(k)) for k in range(12)]
+    assert len(objects) > torch._dynamo.config.recompile_limit
+    methods = [compiled(each.times) for each in objects]  # with numbers that differ: none becomes a variable
+    for _ in range(2):
+        assert [float(method(torch.ones(1), add=0.5)) for method in methods] == [k + 0.5 for k in range(12)]

@@ -229,6 +229,17 @@ MISTAKES = {
     "when.every=1: no event with a full interval after it (when.skip_last) falls within this run's 0 task switches",
     "interventions=[reset] interventions.reset.when.every=-3": "interventions.reset.when.every: -3 given; expected at "
     "least 0",
+    "interventions=[redo] interventions.redo.when.at=[200,500_000]": "interventions.redo.when.at=[500000]: beyond "
+    "start, stop or this run's 15000 updates",
+    "interventions=[redo] interventions.redo.when.metric=dormant interventions.redo.when.above=0.3 "
+    "interventions.redo.when.measure_every=50_000": "interventions.redo.when.measure_every=50000: no look falls within "
+    "this run's 15000 updates",
+    "interventions=[redo] interventions.redo.when.metric=dormant": "interventions.redo.when: above is not set",
+    "interventions=[redo] interventions.redo.when.metric=dormant interventions.redo.when.falling=true "
+    "interventions.redo.when.above=0.3": "interventions.redo.when: below is not set",
+    "interventions=[redo] interventions.redo.when.yoke=/nowhere": "interventions.redo.when.yoke=/nowhere given; "
+    "expected a run folder",
+    "precision=float16": "precision: float16 given; expected float32 | tf32 | bfloat16",
     "interventions=[l2] interventions.l3.weight=3": "interventions.l3.weight: no such intervention in this run; there "
     "is l2",
     "value=hl_gauss value.scalar.eror=mse": "value.scalar.eror: no such setting; did you mean value.scalar.error?",

@@ -118,6 +118,14 @@ def test_a_yoked_event_happens_whenever_it_did_in_the_other_run_seed_by_seed(tmp
     assert found == [(3, 2), (4, 3)]
 
 
+def test_a_yoke_to_what_came_after_this_runs_end_is_refused(tmp_path):
+    other = write_ledger(tmp_path / "other", [{"seed": 0, "updates": 5_000}])
+    words = ["env=toy/chain", "agent=dqn", "interventions=[reset]", f"interventions.reset.when.yoke={other}"]
+    assert load([*words, "steps=10_000"]).interventions[0].when.yoke == other
+    with pytest.raises(ValueError, match="interventions.reset.when.yoke=.*came after this run's"):
+        load([*words, "steps=1_000"])
+
+
 def test_seeds_the_other_run_lacks_are_matched_by_position(tmp_path):
     other = write_ledger(tmp_path / "other", [{"seed": 0, "updates": 7}, {"seed": 1, "updates": 9}])
     when = When(yoke=other)
