@@ -1,6 +1,7 @@
 """Aggregated scores, by Agarwal et al. 2021 ("Deep reinforcement learning at the edge of the statistical precipice").
 
-Scores are [runs, tasks], or [runs] for one task. A statistic maps [..., runs, tasks] to [...].
+Scores are [runs, tasks], or [runs] for one task; axes in front are resamples, or the points of a curve. A statistic
+maps [..., runs, tasks] to [...]. Definitions are those of the authors' library, rliable.
 """
 
 from __future__ import annotations
@@ -25,20 +26,87 @@ def iqm(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(flat[..., -1]), np.nan, flat[..., cut : flat.shape[-1] - cut].mean(-1))
 
 
+def mean(scores: np.ndarray) -> np.ndarray:
+    """Mean over tasks of the mean over runs. [..., runs, tasks] or [runs] -> [...]."""
+    return _runs_by_tasks(scores).mean((-2, -1))
+
+
+def median(scores: np.ndarray) -> np.ndarray:
+    """Median over tasks of the mean over runs. [..., runs, tasks] or [runs] -> [...]."""
+    return np.median(_runs_by_tasks(scores).mean(-2), axis=-1)
+
+
+def optimality_gap(scores: np.ndarray, goal: float = 1.0) -> np.ndarray:
+    """How far runs fall short of `goal`, what is beyond it not counted. [..., runs, tasks] or [runs] -> [...]."""
+    return goal - np.minimum(_runs_by_tasks(scores), goal).mean((-2, -1))
+
+
+def improvement(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Probability that a run is better than a run of `base` on the same task, ties count half, averaged over tasks.
+
+    [..., runs, tasks], [..., other runs, tasks] -> [...]. The Mann-Whitney statistic over the number of pairs.
+    """
+    scores, base = _runs_by_tasks(scores), _runs_by_tasks(base)
+    difference = scores[..., :, None, :] - base[..., None, :, :]
+    return (0.5 * (np.sign(difference) + 1)).mean((-3, -2, -1))
+
+
+def profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Share of runs, all tasks together, that score above each threshold. [..., runs, tasks] -> [..., thresholds]."""
+    flat = _runs_by_tasks(scores)
+    return (flat[..., None] > thresholds).mean((-3, -2))
+
+
+def bootstrap(scores: np.ndarray, statistic: Statistic, generator: np.random.Generator, reps: int = 2000) -> np.ndarray:
+    """The statistic of stratified resamples: runs are drawn with replacement, within each task. -> [reps, ...]
+
+    scores: [runs, tasks], [runs], or [points, runs, tasks]: all points of a curve are resampled together.
+    """
+    scores = _runs_by_tasks(scores)
+    *_, runs, tasks = scores.shape
+    drawn = generator.integers(runs, size=(reps, runs, tasks))
+    resampled = scores[..., drawn, np.arange(tasks)]  # [..., reps, runs, tasks]
+    return statistic(np.moveaxis(resampled, -3, 0))
+
+
 def bootstrap_interval(
     scores: np.ndarray, statistic: Statistic, generator: np.random.Generator, reps: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic by stratified bootstrap: runs are resampled within each task. -> (low, high)
+    """Percentile interval of a statistic by stratified bootstrap. -> (low, high)
 
     scores: [runs, tasks] or [runs]. With few runs the interval is too narrow; with one it has no width.
     """
-    scores = _runs_by_tasks(scores)
-    runs, tasks = scores.shape
-    drawn = generator.integers(runs, size=(reps, runs, tasks))
-    values = statistic(scores[drawn, np.arange(tasks)])
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(values, [tail, 100 - tail]) if np.isfinite(values).all() else (math.nan, math.nan)
+    low, high = interval(bootstrap(scores, statistic, generator, reps), level)
     return float(low), float(high)
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval over the first axis, nan where a value is not finite. [reps, ...] -> ([...], [...])."""
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(values, [tail, 100 - tail], axis=0)
+    whole = np.isfinite(values).all(0)
+    return np.where(whole, low, math.nan), np.where(whole, high, math.nan)
+
+
+def improvement_interval(
+    scores: np.ndarray, base: np.ndarray, generator: np.random.Generator, reps: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of `improvement`; runs of both sides are resampled, each by itself. -> (low, high)"""
+    ours = bootstrap(scores, lambda drawn: drawn, generator, reps)
+    theirs = bootstrap(base, lambda drawn: drawn, generator, reps)
+    low, high = interval(improvement(ours, theirs), level)
+    return float(low), float(high)
+
+
+def paired_interval(
+    scores: np.ndarray, base: np.ndarray, generator: np.random.Generator, reps: int = 2000, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean difference of runs that share a seed, and its interval: run k of task t against run k of task t.
+
+    scores, base: [runs, tasks]. -> (mean, low, high). Pairs are resampled, so what both share drops out.
+    """
+    difference = _runs_by_tasks(scores) - _runs_by_tasks(base)
+    return float(mean(difference)), *bootstrap_interval(difference, mean, generator, reps, level)
 
 
 def _runs_by_tasks(scores: np.ndarray) -> np.ndarray:

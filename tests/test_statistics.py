@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from core.statistics import bootstrap_interval, iqm
+from core.statistics import (
+    bootstrap,
+    bootstrap_interval,
+    improvement,
+    improvement_interval,
+    interval,
+    iqm,
+    mean,
+    median,
+    optimality_gap,
+    paired_interval,
+    profile,
+)
 
 
 def generator(seed=0):
@@ -82,3 +94,54 @@ def test_tasks_are_resampled_independently_of_each_other():
     opposite = np.array([[1.0, -1.0], [-1.0, 1.0]])
     low, high = bootstrap_interval(opposite, lambda x: x.mean((-2, -1)), generator())
     assert (low, high) == (-1.0, 1.0)
+
+
+def test_mean_median_and_optimality_gap_by_hand():
+    scores = np.array([[0.0, 1.0, 4.0], [1.0, 2.0, 0.0]])  # means of the tasks: 0.5, 1.5, 2
+    assert mean(scores) == pytest.approx(4 / 3) and median(scores) == 1.5
+    assert optimality_gap(scores) == pytest.approx(1 - (0 + 1 + 1 + 1 + 1 + 0) / 6)
+    assert optimality_gap(scores, goal=2.0) == pytest.approx(2 - (0 + 1 + 2 + 1 + 2 + 0) / 6)
+
+
+def test_the_probability_of_improvement_is_mann_whitneys_statistic_over_all_pairs():
+    ours, theirs = generator(1).integers(5, size=(6, 3)), generator(2).integers(5, size=(4, 3))  # with ties
+    wanted = [stats.mannwhitneyu(ours[:, t], theirs[:, t]).statistic / 24 for t in range(3)]
+    assert improvement(ours, theirs) == pytest.approx(np.mean(wanted))
+    assert improvement(ours, ours) == 0.5
+    assert improvement([2.0, 3.0], [1.0, 0.0]) == 1.0
+
+
+def test_a_profile_is_the_share_of_runs_above_each_threshold():
+    scores = np.array([[0.0, 0.5], [0.5, 1.0]])
+    assert profile(scores, np.array([-1.0, 0.0, 0.5, 1.0])).tolist() == [1.0, 0.75, 0.25, 0.0]
+
+
+def test_the_points_of_a_curve_are_resampled_together():
+    """At every point the same runs are drawn: a resample of a curve is a curve of one resample."""
+    ends = generator(3).normal(size=(4, 5, 3))
+    curve = np.stack([ends[0], 2 * ends[0] + 1])
+    values = bootstrap(curve, iqm, generator(), reps=50)
+    assert values.shape == (50, 2)
+    assert values[:, 1] == pytest.approx(2 * values[:, 0] + 1)
+    assert values[:, 0] == pytest.approx(bootstrap(ends[0], iqm, generator(), reps=50))
+
+
+def test_an_interval_has_no_ends_where_a_resample_is_not_finite():
+    low, high = interval(np.array([[1.0, np.nan], [2.0, 3.0]]), level=0.5)
+    assert np.isfinite([low[0], high[0]]).all() and np.isnan([low[1], high[1]]).all()
+
+
+def test_pairs_cancel_what_a_seed_brings_to_both_arms():
+    luck = generator(4).normal(size=(8, 3)) * 10
+    gain = generator(5).normal(1.0, 0.1, size=(8, 3))
+    value, low, high = paired_interval(luck + gain, luck, generator())
+    assert value == pytest.approx(gain.mean()) and 0.9 < low < value < high < 1.1
+    unpaired_low, unpaired_high = improvement_interval(luck + gain, luck, generator())
+    assert unpaired_low < 0.5 < unpaired_high  # without pairs the difference drowns
+
+
+def test_two_thousand_resamples_of_a_benchmark_curve():
+    curve = generator(6).normal(size=(20, 5, 26))
+    low, high = interval(bootstrap(curve, iqm, generator()))
+    assert low.shape == high.shape == (20,)
+    assert ((low < iqm(curve)) & (iqm(curve) < high)).all()
