@@ -1,0 +1,106 @@
+"""How far the cells of an ablation are, read from their folders; and which attempts to run them there have been."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from core import files
+from core.ablation import Cell
+from core.checkpoint import checkpoints, step
+from core.config import WITHOUT_EFFECT, resolved
+from core.run_folder import CONFIG, DONE, LOCK, differing, read_config
+
+Status = Literal["planned", "broken", "running", "finished", "diverged"]
+
+
+class Progress(NamedTuple):
+    """Where a cell stands."""
+
+    status: Status
+    share: float  # of its env steps that are done, 0 to 1
+    seconds_left: float | None  # while it is running
+
+
+def progress(cell: Cell, ours: bool = False) -> Progress:
+    """Read a cell's folder; nothing is written. ours: the caller has it running."""
+    folder, steps = cell.folder, cell.config.steps
+    if (folder / DONE).exists():
+        diverged = files.read_json(folder / DONE).get("diverged", [])
+        return Progress("diverged" if diverged else "finished", 1.0, None)
+    if ours or held(folder):
+        row = _last_row(folder / "timing.jsonl")
+        done, speed = row.get("step", 0), row.get("env_steps_per_second", 0.0)
+        return Progress("running", done / steps, (steps - done) / speed if speed else None)
+    saved = checkpoints(folder)
+    if not (folder / CONFIG).exists():
+        return Progress("planned", 0.0, None)
+    return Progress("broken", step(saved[-1]) / steps if saved else 0.0, None)
+
+
+def check(cell: Cell) -> None:
+    """Raises ValueError if the cell's folder holds a run of another configuration."""
+    if (cell.folder / CONFIG).exists():
+        changed = differing(read_config(cell.folder), resolved(cell.config), WITHOUT_EFFECT)
+        if changed:
+            raise ValueError(
+                f"{cell.name}: {cell.folder} holds a run of another configuration ({changed[0]}); choose another out="
+            )
+
+
+def held(folder: Path) -> bool:
+    """Whether a process is in this run folder, wherever it was started."""
+    if not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+class Attempts:
+    """Every start of a cell and how it ended, one line of attempts.jsonl each; they survive the launcher."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / "attempts.jsonl"
+        self.failures: dict[str, list[str]] = defaultdict(list)  # cell -> causes, since its last success
+        for row in _rows(self.path):
+            self._count(row)
+
+    def add(self, cell: Cell, code: int, cause: str) -> None:
+        row = {"cell": cell.name, "ended": round(time.time()), "code": code, "cause": cause}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._count(row)
+
+    def forget(self) -> None:
+        """Begin counting anew: a new launch tries again what had been given up."""
+        self.failures.clear()
+
+    def _count(self, row: dict[str, Any]) -> None:
+        if row["code"] == 0:
+            self.failures.pop(row["cell"], None)
+        else:
+            self.failures[row["cell"]].append(row["cause"])
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file of json lines; a last line that a power cut left unfinished is no row."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def _last_row(path: Path) -> dict[str, Any]:
+    rows = _rows(path)
+    return rows[-1] if rows else {}
