@@ -1,0 +1,1 @@
+"""What an ablation shows: scores, their statistics, and the table, figures and TensorBoard pages made of them."""
