@@ -1,0 +1,112 @@
+"""What an ablation shows: aggregated scores of every arm with their intervals, and against the base arm."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.ablation import Ablation
+from core.randomness import host_generator
+from core.report.scores import Missing, Run, matrix, reached
+from core.report.sequential import always_valid
+from core.statistics import (
+    bootstrap,
+    bootstrap_interval,
+    improvement,
+    improvement_interval,
+    interval,
+    iqm,
+    mean,
+    median,
+    optimality_gap,
+    paired_interval,
+)
+
+STATISTICS = {"IQM": iqm, "median": median, "mean": mean, "optimality gap": optimality_gap}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """IQM over env steps, with a band."""
+
+    steps: np.ndarray  # [points]
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm of the table."""
+
+    arm: str
+    runs: int
+    statuses: Counter[str]  # how many runs are what
+    statistics: dict[str, Interval]
+    improvement: Interval | None  # probability over the base arm; None for the base itself
+    gain: Interval | None  # mean difference of runs that share a seed with one of the base arm
+    watched: Interval | None  # the center of these differences, with an interval that may be looked at while runs go on
+
+
+def compare(ablation: Ablation, runs: list[Run], missing: Missing = "worst", reps: int = 2000) -> list[Row]:
+    """The table: every arm at the last step that all runs have come to."""
+    points = reached(runs, ablation.tasks)[-1:]
+    if not len(points):
+        raise ValueError(f"{ablation.out}: no run has been evaluated yet")
+    base = matrix(runs, ablation.base, ablation.tasks, points, missing)[0]
+    rows = []
+    for arm in ablation.arms:
+        scores = matrix(runs, arm, ablation.tasks, points, missing)[0]
+        statuses = Counter(run.status for run in runs if run.arm == arm)
+        found = {
+            name: Interval(float(statistic(scores)), *bootstrap_interval(scores, statistic, _draws(name), reps))
+            for name, statistic in STATISTICS.items()
+        }
+        better = gain = watched = None
+        if arm != ablation.base:
+            ends = improvement_interval(scores, base, _draws("improvement"), reps)
+            better = Interval(float(improvement(scores, base)), *ends)
+            if scores.shape == base.shape:  # the same seeds; some may have been dropped
+                gain = Interval(*paired_interval(scores, base, _draws("gain"), reps))
+            pairs = _pairs(runs, arm, ablation.base)
+            center = float(np.median(pairs)) if len(pairs) else math.nan
+            watched = Interval(center, *always_valid(pairs))
+        rows.append(Row(arm, len(scores), statuses, found, better, gain, watched))
+    return rows
+
+
+def _pairs(runs: list[Run], arm: str, base: str) -> np.ndarray:
+    """Differences of the last scores of finished runs of two arms that share task and seed. -> [pairs]"""
+    last = {(run.arm, run.task, run.seed): run.normalised[-1] for run in runs if run.status == "finished"}
+    others = [(task, seed) for name, task, seed in last if name == arm and (base, task, seed) in last]
+    return np.array([last[arm, task, seed] - last[base, task, seed] for task, seed in others])
+
+
+def curve(
+    ablation: Ablation, runs: list[Run], arm: str, tasks: tuple[str, ...], missing: Missing = "worst", reps: int = 2000
+) -> Curve:
+    """IQM of an arm on some tasks over env steps, as far as all runs on these tasks have come."""
+    points = reached(runs, tasks)
+    scores = matrix(runs, arm, tasks, points, missing)
+    low, high = interval(bootstrap(scores, iqm, _draws("curve"), reps))
+    return Curve(points, iqm(scores), low, high)
+
+
+def _draws(purpose: str) -> np.random.Generator:
+    """The same resamples for every arm, and every time."""
+    return host_generator(0, f"report/{purpose}")

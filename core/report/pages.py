@@ -1,0 +1,103 @@
+"""The report as files: report.md with the table and what it stands on, scores.csv, curves.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.ablation import Ablation
+from core.report.comparison import STATISTICS, Curve, Row
+from core.report.published import Published
+from core.report.scores import Missing, Run
+from core.statistics import mean, median
+
+
+def page(
+    ablation: Ablation,
+    rows: list[Row],
+    card: Mapping[str, Any],
+    step: int,
+    missing: Missing,
+    others: Sequence[Published] = (),
+) -> str:
+    """The table in Markdown, with footnotes for what is not as planned."""
+    head = [
+        "arm",
+        "runs",
+        *STATISTICS,
+        f"P(better than {ablation.base})",
+        f"gain over {ablation.base}, paired",
+        "the same, always valid",
+    ]
+    lines = [f"# {ablation.out.name}", "", _cells(head), _cells(["---"] * len(head))]
+    for row in rows:
+        numbers = [str(row.statistics[name]) for name in STATISTICS]
+        against = [str(value) if value is not None else "" for value in (row.improvement, row.gain, row.watched)]
+        lines.append(_cells([row.arm, f"{row.runs}{_mark(row)}", *numbers, *against]))
+    for other in others:  # of means alone there is neither an IQM of runs nor an interval
+        scores = other.scores(ablation.tasks)
+        numbers = ["", f"{float(median(scores)):.3f}", f"{float(mean(scores)):.3f}", ""]
+        lines.append(_cells([f"{other.name}, published", "", *numbers, "", "", ""]))
+    lines += [
+        "",
+        f"At env step {step:,} on {', '.join(ablation.tasks)}; seeds {', '.join(map(str, ablation.seeds))}. Scores are "
+        f"{card['scale']}. Intervals: 95 %, stratified bootstrap over runs within each task, 2,000 resamples; the last "
+        "column holds at any number of finished pairs, so that one may watch, and stop when it has shown enough.",
+        *_footnotes(rows, missing),
+        *(f"\n{other.name}: {other.title}; {other.source}" for other in others),
+        "",
+        "| protocol | |",
+        "| --- | --- |",
+        *(_cells([key, str(value)]) for key, value in card.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def scores_csv(runs: list[Run]) -> str:
+    """Every evaluation of every run; a run without any has one row with its status."""
+    rows: list[list[Any]] = [["arm", "task", "seed", "status", "step", "return", "normalised"]]
+    for run in runs:
+        who = [run.arm, run.task, run.seed, run.status]
+        pairs = zip(run.steps.tolist(), run.returns.tolist(), run.normalised.tolist(), strict=True)
+        rows += [[*who, *numbers] for numbers in pairs] or [[*who, "", "", ""]]
+    return _csv(rows)
+
+
+def curves_csv(curves: Mapping[tuple[str, str], Curve]) -> str:
+    """IQM and its band over env steps, by (arm, task); task "all" is the aggregate."""
+    rows: list[list[Any]] = [["arm", "task", "step", "iqm", "low", "high"]]
+    for (arm, task), curve in curves.items():
+        points = zip(curve.steps, curve.value, curve.low, curve.high, strict=True)
+        rows += [[arm, task, int(step), *map(float, numbers)] for step, *numbers in points]
+    return _csv(rows)
+
+
+def _mark(row: Row) -> str:
+    return "*" if set(row.statuses) - {"finished"} else ""
+
+
+def _footnotes(rows: list[Row], missing: Missing) -> list[str]:
+    notes = []
+    for row in rows:
+        amiss = {status: count for status, count in row.statuses.items() if status != "finished"}
+        if amiss:
+            notes.append(f"\\* {row.arm}: {', '.join(f'{count} {status}' for status, count in amiss.items())}.")
+    if notes:
+        rule = {
+            "worst": "A run that is missing or has diverged scores the worst of its task over all arms, at most 0.",
+            "drop": "Seeds with a run that is missing or has diverged are left out of their arm (missing=drop).",
+        }
+        notes.append(rule[missing])
+    return [""] * bool(notes) + notes
+
+
+def _cells(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _csv(rows: list[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,125 @@
+"""What the runs of an ablation scored: normalised returns by arm, task, seed and step, with nothing dropped in silence.
+
+Normalised: on Atari 0 is a random policy and 1 a human (the table in envs/atari_games.csv says whose numbers), on
+DeepMind Control 1 is a return of 1,000; other environments keep their returns.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from core.ablation import Ablation, Cell
+from core.cells import progress
+
+Missing = Literal["worst", "drop"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one cell."""
+
+    arm: str
+    task: str
+    seed: int
+    steps: np.ndarray  # [evaluations] env steps
+    returns: np.ndarray  # [evaluations] mean return of the episodes, unnormalised
+    status: str  # finished | diverged | unfinished | missing
+    diverged_at: float = np.inf  # env step
+
+    @property
+    def normalised(self) -> np.ndarray:
+        return normalise(self.task, self.returns)
+
+    def at(self, points: np.ndarray, worst: float) -> np.ndarray:
+        """Normalised scores at these steps: of the latest evaluation up to each, `worst` where there is none."""
+        latest = np.searchsorted(self.steps, points, side="right") - 1
+        scores = np.full(len(points), worst)
+        scored = (latest >= 0) & (points < self.diverged_at)
+        scores[scored] = self.normalised[latest[scored]]
+        return scores
+
+
+def normalise(task: str, returns: np.ndarray) -> np.ndarray:
+    """Returns of a task on the scale of its benchmark."""
+    family, _, name = task.partition("/")
+    if family == "dmc":
+        return np.asarray(returns) / 1000
+    if family == "atari":
+        game = importlib.import_module("envs.catalog").games().get(name)
+        if game is not None:
+            return (np.asarray(returns) - game.random) / (game.human - game.random)
+    return np.asarray(returns, dtype=np.float64)
+
+
+def scale(task: str) -> str:
+    """What a normalised score of a task is."""
+    family, _, name = task.partition("/")
+    if family == "atari" and name in importlib.import_module("envs.catalog").games():
+        return "human-normalised"
+    return "return / 1000" if family == "dmc" else "return"
+
+
+def runs(ablation: Ablation) -> list[Run]:
+    """Every planned run, arm by arm, whether it exists or not."""
+    return [run for cell in ablation.cells for run in _of_cell(cell)]
+
+
+def _of_cell(cell: Cell) -> list[Run]:
+    found: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))  # seed -> step -> returns
+    path = cell.folder / "eval.csv"
+    if path.exists():
+        for row in csv.DictReader(path.open()):
+            found[int(row["seed"])][int(row["step"])].append(float(row["return"]))
+    diverged = _diverged(cell.folder)
+    done = progress(cell).status in ("finished", "diverged")
+    made = []
+    for seed in cell.config.seeds:
+        curve = {step: float(np.mean(returns)) for step, returns in sorted(found[seed].items())}
+        status = "diverged" if seed in diverged else "missing" if not curve else "finished" if done else "unfinished"
+        steps, returns = np.array(list(curve), dtype=np.int64), np.array(list(curve.values()))
+        made.append(Run(cell.arm, cell.task, seed, steps, returns, status, diverged.get(seed, np.inf)))
+    return made
+
+
+def _diverged(folder: Path) -> dict[int, float]:
+    """Seed -> env step at which its divergence was noticed."""
+    ledger, found = folder / "ledger.jsonl", {}
+    for line in ledger.read_text().splitlines() if ledger.exists() else []:
+        row = json.loads(line)
+        if "diverged" in row:
+            found[row["diverged"]] = float(row["step"])
+    return found
+
+
+def matrix(found: list[Run], arm: str, tasks: tuple[str, ...], points: np.ndarray, missing: Missing) -> np.ndarray:
+    """Scores of an arm at these steps. -> [points, runs, tasks]
+
+    A run that is missing, has diverged or has not come so far scores the worst that any run of any arm scores on that
+    task, and at most 0; or, with "drop", its row is left out for all tasks.
+    """
+    columns, dropped = [], set()
+    for task in tasks:
+        worst = min([0.0, *(score for run in found if run.task == task for score in run.normalised)])
+        mine = [run for run in found if (run.arm, run.task) == (arm, task)]
+        dropped |= {row for row, run in enumerate(mine) if run.status in ("missing", "diverged")}
+        columns.append(np.stack([run.at(points, worst) for run in mine], axis=1))
+    scores = np.stack(columns, axis=2)
+    kept = [row for row in range(scores.shape[1]) if missing == "worst" or row not in dropped]
+    return scores[:, kept]
+
+
+def reached(found: list[Run], tasks: tuple[str, ...]) -> np.ndarray:
+    """Steps that were evaluated and that every run still under way has come to: what is known of all. -> [points]"""
+    mine = [run for run in found if run.task in tasks]
+    under_way = [run for run in mine if run.status == "unfinished"]
+    furthest = min((run.steps[-1] for run in under_way), default=np.inf)
+    steps = np.unique(np.concatenate([run.steps for run in mine])) if mine else np.array([], dtype=np.int64)
+    return steps[steps <= furthest]

@@ -1,0 +1,199 @@
+"""From runs to a table: what is missing or broken is counted, shown and scored as documented."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import report
+from core.ablation import Ablation, read
+from core.report.card import check_cards
+from core.report.comparison import compare, curve
+from core.report.scores import matrix, normalise, reached, runs
+from core.statistics import iqm
+
+FILE = """
+tasks: [dmc/walker-walk, dmc/walker-run]
+seeds: [0, 1]
+settings: {steps: 3_000, eval_every: 1_000, warmup: 100}
+arms: {base: [], ln: [layer_norm]}
+"""
+
+
+def score(arm: str, task: str, seed: int, step: int) -> float:
+    """A made-up mean return: ln is better by 100, walker-run half as easy, seeds 10 apart, growing with steps."""
+    return (0.1 * step + 10 * seed + (100 if arm == "ln" else 0)) * (1.0 if task.endswith("walk") else 0.5)
+
+
+@pytest.fixture
+def ablation(tmp_path) -> Ablation:
+    """Finished runs of two arms on two tasks with two seeds, two episodes per evaluation."""
+    (tmp_path / "ablation.yaml").write_text(FILE)
+    made = read(tmp_path / "ablation.yaml", tmp_path)
+    for cell in made.cells:
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "config.yaml").write_text("{}")
+        lines = ["step,task,seed,episode,return,length,updates,network"]
+        for step in (1_000, 2_000, 3_000):
+            for seed in (0, 1):
+                mean = score(cell.arm, cell.task, seed, step)
+                lines += [f"{step},{cell.task},{seed},{k},{mean + (k - 0.5) * 8},1000,{step},params" for k in (0, 1)]
+        (cell.folder / "eval.csv").write_text("\n".join(lines) + "\n")
+        (cell.folder / "done.json").write_text("{}")
+        rows = [
+            {"step": s, "updates": s, "critic/dormant@0.1": [0.1, 0.3], "q/x/layer": [1.0, 1.0]} for s in (500, 900)
+        ]
+        (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def cell_of(ablation: Ablation, arm: str, task: str):
+    return next(cell for cell in ablation.cells if (cell.arm, cell.task) == (arm, task))
+
+
+LAST = np.array([3_000])
+
+
+def test_scores_are_means_of_episodes_normalised_by_task(ablation):
+    scores = matrix(runs(ablation), "ln", ablation.tasks, np.array([1_000, 3_000]), "worst")
+    assert scores.shape == (2, 2, 2)
+    assert scores[1] == pytest.approx(np.array([[0.400, 0.200], [0.410, 0.205]]))
+    assert scores[0, 0] == pytest.approx([0.200, 0.100])
+
+
+def test_normalisation_is_human_random_on_atari_a_thousandth_on_dmc_and_none_elsewhere():
+    assert normalise("atari/pong", np.array([-20.7, 14.6])) == pytest.approx([0.0, 1.0])
+    assert normalise("dmc/walker-run", np.array([500.0])) == 0.5
+    assert normalise("gym/CartPole-v1", np.array([77.0])) == 77.0
+
+
+def test_the_table_holds_the_statistics_and_the_comparison_with_the_base(ablation):
+    base, ln = compare(ablation, runs(ablation), reps=200)
+    assert (base.arm, base.runs, base.improvement, base.gain) == ("base", 2, None, None)
+    assert ln.statistics["IQM"].value == pytest.approx(float(iqm(np.array([0.4, 0.41, 0.2, 0.205]))))
+    assert ln.improvement.value == 1.0
+    assert (ln.gain.value, ln.gain.low, ln.gain.high) == pytest.approx((0.075, 0.075, 0.075))  # pairs: no scatter
+
+
+def test_a_missing_run_scores_the_worst_of_its_task_over_all_arms_and_is_counted(ablation):
+    (cell_of(ablation, "ln", "dmc/walker-run").folder / "eval.csv").unlink()
+    found = runs(ablation)
+    scores = matrix(found, "ln", ablation.tasks, LAST, "worst")[0]
+    assert scores == pytest.approx(np.array([[0.4, 0.0], [0.41, 0.0]]))  # at most 0
+    assert compare(ablation, found, reps=50)[1].statuses == {"finished": 2, "missing": 2}
+
+
+def test_where_the_worst_is_below_zero_a_missing_run_gets_it(ablation):
+    cell = cell_of(ablation, "base", "dmc/walker-run")
+    (cell.folder / "eval.csv").write_text("step,seed,return\n3000,0,-50\n3000,1,20\n")
+    (cell_of(ablation, "ln", "dmc/walker-run").folder / "eval.csv").unlink()
+    assert matrix(runs(ablation), "ln", ablation.tasks, LAST, "worst")[0, :, 1] == pytest.approx([-0.05, -0.05])
+
+
+def test_dropped_runs_leave_their_seed_out_of_every_task(ablation):
+    cell = cell_of(ablation, "ln", "dmc/walker-run")
+    lines = (cell.folder / "eval.csv").read_text().splitlines()
+    (cell.folder / "eval.csv").write_text("\n".join(line for line in lines if line.split(",")[2] != "1") + "\n")
+    scores = matrix(runs(ablation), "ln", ablation.tasks, LAST, "drop")[0]
+    assert scores == pytest.approx(np.array([[0.4, 0.2]]))
+
+
+def test_a_diverged_run_scores_the_worst_from_the_step_of_its_divergence(ablation):
+    cell = cell_of(ablation, "ln", "dmc/walker-walk")
+    (cell.folder / "ledger.jsonl").write_text('{"step": 1500, "updates": 1400, "diverged": 1}\n')
+    (cell.folder / "done.json").write_text('{"diverged": [1]}')
+    found = runs(ablation)
+    scores = matrix(found, "ln", ablation.tasks, np.array([1_000, 2_000, 3_000]), "worst")[:, 1, 0]
+    assert scores == pytest.approx([0.21, 0.0, 0.0])
+    assert compare(ablation, found, reps=50)[1].statuses == {"finished": 3, "diverged": 1}
+
+
+def test_what_not_all_runs_have_reached_is_not_compared_yet(ablation):
+    cell = cell_of(ablation, "ln", "dmc/walker-walk")
+    (cell.folder / "done.json").unlink()
+    lines = (cell.folder / "eval.csv").read_text().splitlines()
+    (cell.folder / "eval.csv").write_text("\n".join(line for line in lines if not line.startswith("3000")) + "\n")
+    found = runs(ablation)
+    assert reached(found, ablation.tasks).tolist() == [1_000, 2_000]
+    assert reached(found, ("dmc/walker-run",)).tolist() == [1_000, 2_000, 3_000]
+    assert compare(ablation, found, reps=50)[1].statistics["mean"].value == pytest.approx(
+        np.mean([score("ln", task, seed, 2_000) for task in ablation.tasks for seed in (0, 1)]) / 1000
+    )
+
+
+def test_a_curve_is_the_iqm_at_every_step_within_its_band(ablation):
+    found = curve(ablation, runs(ablation), "base", ablation.tasks, reps=200)
+    assert found.steps.tolist() == [1_000, 2_000, 3_000]
+    by_hand = (matrix(runs(ablation), "base", ablation.tasks, np.array([s]), "worst")[0] for s in found.steps)
+    wanted = [float(iqm(scores)) for scores in by_hand]
+    assert found.value == pytest.approx(wanted)
+    assert (found.low <= found.value).all() and (found.value <= found.high).all()
+
+
+def test_runs_that_do_not_mean_the_same_by_a_score_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text(FILE.replace("[layer_norm]", "{eval_episodes: 3}"))
+    with pytest.raises(ValueError, match=r"base on dmc/walker-walk and ln on dmc/walker-walk .*episodes 10 and 3"):
+        check_cards(read(tmp_path / "a.yaml").cells)
+
+
+def test_the_command_writes_table_csvs_figures_and_tensorboard_twice_the_same(ablation, capsys):
+    out = ablation.out
+    assert report.main([str(out), "published=sac_500k"]) == 0
+    table = capsys.readouterr().out
+    assert "| ln | 2 | 0.302" in table and "| sac_500k, published |" in table and "\\*" not in table
+    first = {path.name: path.read_bytes() for path in (out / "report").glob("*.[mc]*")}
+    assert set(first) == {"report.md", "scores.csv", "curves.csv"}
+    rows = list(csv.DictReader((out / "report" / "scores.csv").open()))
+    assert len(rows) == 2 * 2 * 2 * 3 and float(rows[0]["normalised"]) == pytest.approx(0.1)
+    assert report.main([str(out), "published=sac_500k"]) == 0
+    assert first == {path.name: path.read_bytes() for path in (out / "report").glob("*.[mc]*")}
+
+
+def test_tensorboard_has_a_folder_per_arm_with_curves_bands_and_diagnostics(ablation):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert report.main([str(ablation.out)]) == 0
+    folder = ablation.out / "report" / "tensorboard"
+    assert sorted(path.name for path in folder.iterdir()) == ["base", "ln"]
+    events = EventAccumulator(str(folder / "ln"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {f"iqm/{task}/{end}" for task in ("all tasks", *ablation.tasks) for end in ("iqm", "low", "high")} <= set(
+        tags
+    )
+    assert [(e.step, round(e.value, 4)) for e in events.Scalars("measured/critic/dormant@0.1")] == [
+        (500, 0.2),
+        (900, 0.2),
+    ]
+    assert "measured/q/x/layer" not in tags  # layers are on the runs' own pages
+
+
+def test_broken_cells_have_a_footnote(ablation, capsys):
+    (cell_of(ablation, "ln", "dmc/walker-run").folder / "eval.csv").unlink()
+    assert report.main([str(ablation.out)]) == 0
+    shown = capsys.readouterr().out
+    assert "| ln | 2* |" in shown and "\\* ln: 2 missing." in shown and "scores the worst of its task" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere"], "nowhere/ablation.yaml: cannot be read"),
+        (["OUT", "missing=best"], "missing=best: expected published=NAME"),
+        (["OUT", "published=drq_epss"], "published=drq_epss given; did you mean drq_eps?"),
+        (["OUT", "published=der"], "published=der: has no dmc/walker-walk"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(ablation, capsys, arguments, line):
+    assert report.main([str(ablation.out) if word == "OUT" else word for word in arguments]) == 2
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_nothing_to_report_yet_is_told(tmp_path, capsys):
+    Path(tmp_path / "ablation.yaml").write_text(FILE)
+    assert report.main([str(tmp_path)]) == 2
+    assert "no run has been evaluated yet" in capsys.readouterr().err
