@@ -25,7 +25,7 @@ check: .venv/installed  ## format, lint, types, tests
 doctor: .venv/installed  ## can this machine run it, and how long would it take? ARGS as for train
 	.venv/bin/python -m core.doctor $(ARGS)
 
-bench: .venv/installed  ## time per update, eager and compiled, one seed and three
+bench: .venv/installed  ## updates, loops and draws beside the bare limit and peers; ARGS="parts=sac"
 	.venv/bin/python -m benchmarks.speed $(ARGS)
 
 .PHONY: train test test-slow check doctor bench

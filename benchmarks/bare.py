@@ -7,7 +7,6 @@ with torch's kernels.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, aten.convolution_backward}
@@ -45,18 +45,9 @@ def bare(update: Callable[[], object], dtype: torch.dtype = torch.float32) -> tu
         for op, args in calls:
             op(*args)
 
-    from torch.utils.flop_counter import FlopCounterMode
-
     with FlopCounterMode(display=False) as counter:
         run()
     return run, len(calls), float(counter.get_total_flops())
-
-
-def summary(update: Callable[[], object]) -> Counter:
-    """How many products of each kind an update holds."""
-    with Recorder() as recorder:
-        update()
-    return Counter(str(op.overloadpacket).removeprefix("aten.") for op, _ in recorder.calls)
 
 
 def _described(value: Any) -> Any:

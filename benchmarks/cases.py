@@ -22,14 +22,14 @@ def sac(width: int = 256) -> SAC:
     return SAC(SAC.Settings(), CONTROL, Vectors(width=width), Scalar("mse"))
 
 
-def dqn(scale: float = 1) -> DQN:
+def dqn() -> DQN:
     """84 x 84 x 4 frames, the Nature network with valid padding, double, plain head; batch 32."""
-    return DQN(DQN.Settings(dueling=False, n_step=1), FRAMES, Nature(padding="valid", units=scale), Scalar())
+    return DQN(DQN.Settings(dueling=False, n_step=1), FRAMES, Nature(padding="valid"), Scalar())
 
 
-def impala(scale: int = 4) -> DQN:
+def impala() -> DQN:
     """The same frames, IMPALA's network as wide as BBF's, 2,048 hidden units, C51, dueling; batch 32."""
-    return DQN(DQN.Settings(), FRAMES, Impala(scale=scale), C51())
+    return DQN(DQN.Settings(), FRAMES, Impala(), C51())
 
 
 def batch_for(learner: DQN | SAC, seeds: int, device: str = "cpu") -> Batch:

@@ -107,7 +107,7 @@ def survives(name: str, source: str) -> bool:
     sys.modules[module.__name__] = module
     try:
         exec(compile(source, f"{name}.py", "exec"), module.__dict__)
-    except Exception:
+    except Exception:  # a mutant may fail in any way there is; one that cannot be loaded is dead
         return False
     setattr(importlib.import_module("interventions"), name, module)
     command = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:timeout", "-o", "addopts="]

@@ -16,14 +16,14 @@ from torch import Tensor, nn, optim
 from core.state import Batch
 
 
-def dense(n_in: int, n_out: int, width: int = 256) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(n_in, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, n_out))
+def dense(n_in: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(n_in, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, n_out))
 
 
-def sac_update(batch: Batch, width: int = 256) -> Callable[[], None]:
+def sac_update(batch: Batch) -> Callable[[], None]:
     """batch: leaves [B, ...]."""
     obs, act = batch["obs"].shape[-1], batch["action"].shape[-1]
-    actor, critics = dense(obs, 2 * act, width), [dense(obs + act, 1, width) for _ in range(2)]
+    actor, critics = dense(obs, 2 * act), [dense(obs + act, 1) for _ in range(2)]
     targets = [copy.deepcopy(critic) for critic in critics]
     log_alpha = torch.zeros(1, requires_grad=True)
     critic_optimizer = optim.Adam([p for critic in critics for p in critic.parameters()], lr=3e-4)

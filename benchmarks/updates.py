@@ -63,7 +63,7 @@ def compared(
     timed = {f"bare {str(dtype).removeprefix('torch.')}": (limit[0], 1) for dtype, limit in limits.items()} | updates
     found = interleaved({name: run for name, (run, _) in timed.items()}, blocks, seconds)
     _, count, operations = limits[torch.float32]
-    rows = [[*HEAD[:1], *HEAD[1:]]]
+    rows = [HEAD]
     each = {name: found[name].ms / timed[name][1] for name in timed}
     for name, ms in each.items():
         against = f"{each['plain PyTorch'] / ms:.2f}" if "plain PyTorch" in each else ""
