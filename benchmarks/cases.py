@@ -32,10 +32,10 @@ def impala() -> DQN:
     return DQN(DQN.Settings(), FRAMES, Impala(), C51())
 
 
-def batch_for(learner: DQN | SAC, seeds: int, device: str = "cpu") -> Batch:
-    """A made-up batch of the learner's size. Leaves [seeds, B, ...]."""
+def batch_for(learner: DQN | SAC, seeds: int, device: str = "cpu", count: int = 0) -> Batch:
+    """Made-up batch number `count` of the learner's size. Leaves [seeds, B, ...]."""
     spec, lead = learner.spec, (seeds, learner.settings.batch_size)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(count)
 
     def seen() -> torch.Tensor:
         if spec.is_image:

@@ -15,7 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 FOREIGN = 0.06  # of a core
+WARM_UP = 5  # calls: compilation, caches, the recording of a graph
 
 
 @dataclass(frozen=True)
@@ -53,23 +56,33 @@ def interleaved(cases: dict[str, Callable[[], object]], blocks: int = 7, seconds
 
 def _warm_up(run: Callable[[], object], seconds: float) -> float:
     """-> seconds per call, the first ones (compilation, caches) apart."""
-    run()
-    run()
+    for _ in range(WARM_UP):
+        run()
+    settle()
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds / 2 or not count:
         run()
+        settle()
         count += 1
     return (time.perf_counter() - start) / count
 
 
 def _block(run: Callable[[], object], calls: int) -> tuple[float, float]:
     """-> (seconds, cores that others kept busy meanwhile)."""
+    settle()
     before, start = _foreign_seconds(), time.perf_counter()
     for _ in range(calls):
         run()
+    settle()
     took = time.perf_counter() - start
     slack = 0.04 / took  # the kernel counts in hundredths of a second
     return took, (_foreign_seconds() - before) / took - slack
+
+
+def settle() -> None:
+    """Wait for a GPU: its work only begins when the call returns."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _foreign_seconds() -> float:

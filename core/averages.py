@@ -23,8 +23,10 @@ class Averages:
 
     def add(self, metrics: Tensors) -> None:
         """Take in one update's report, leaves [n]."""
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        for name in metrics:
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(metrics[name])
+        torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
         self._count += 1
 
     def add_episode(self, episode: Episode) -> None:

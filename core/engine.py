@@ -8,6 +8,8 @@ Agents and interventions are written for one seed. The engine stacks n of them a
   the compiler, the gradient of each part is the compiled region. Measured best for convolutions, and for all eager
   runs.
 
+On a GPU what is compiled is also recorded, the whole update as one graph (core/captured.py).
+
 Numbers are float32. With precision `bfloat16` the hidden layers multiply in it: weights, optimizer, losses and output
 layers stay float32. With `tf32` a GPU's products drop 13 bits of the mantissa on the way in.
 
@@ -29,6 +31,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from core.captured import Captured
 from core.clock import Clock, Unit
 from core.compiling import compiled
 from core.controls import controlled
@@ -97,14 +100,15 @@ class Engine:
             part.half = self.device.type if precision == "bfloat16" else ""
             if compile and not self.batched:
                 part.compiled_gradient = compiled(part.gradient)
-        self._run = compiled(self._batched) if self.batched else self._by_member
+        run = compiled(self._batched) if self.batched else self._by_member
+        self._run = Captured(run) if compile and self.device.type == "cuda" else run
 
     # updates
 
     def update(self, batch: Batch, clock: Clock) -> Tensors:
         """One update of every member. batch: leaves [n, B, ...] -> what the update reports, leaves [n, ...]."""
         n = len(self.seeds)
-        count = torch.tensor(clock.updates + 1, device=self.device)
+        count = self._count(clock.updates + 1)
         return self._run(self.states, batch | {"update": count.expand(n)}, count)
 
     def _batched(self, states: States, batch: Batch, count: Tensor) -> Tensors:
@@ -183,12 +187,12 @@ class Engine:
     def context(
         self, intervention: Intervention, part: Part, i: int, states: States, clock: Clock, sample: Sample
     ) -> Context:
-        stream = f"event/{intervention.name}/{part.name}"
+        stream, count = f"event/{intervention.name}/{part.name}", self._count(clock.updates)
 
         def draw_batch(number: int) -> tuple[Batch, Tensors]:
             name = f"{stream}/{number}" if number else stream
-            batch = member(sample(name, clock.updates), i) | {"update": torch.tensor(clock.updates)}
-            noise = draw(self.loss_noise, self._keys_of(name), torch.tensor(clock.updates))
+            batch = member(sample(name, clock.updates), i) | {"update": count}
+            noise = draw(self.loss_noise, self._keys_of(name), count)
             return batch, member(noise, i)
 
         control = intervention.control
@@ -201,7 +205,7 @@ class Engine:
 
         -> {"part/name": [n], or [n, height, width] for a matrix} on the host; nan for a member that overflows.
         """
-        n, count = len(self.seeds), torch.tensor(clock.updates, device=self.device)
+        n, count = len(self.seeds), self._count(clock.updates)
         size = next(iter(batch.values())).shape[1]
         noise = draw(self.learner.noise(size), self._keys_of("observe"), count)  # without masks: as in evaluation
         found: list[Tensors] = []
@@ -237,6 +241,10 @@ class Engine:
         _check_same_tree(self.states, states)
         write(self.states, tree_map(lambda leaf: leaf.to(self.device), states))
         self.alive.copy_(saved["alive"])
+
+    def _count(self, updates: int) -> Tensor:
+        """A number on the device, without waiting for it."""
+        return torch.full((), updates, device=self.device)
 
     def _keys_of(self, stream: str) -> dict[str, Tensor]:
         return {name: keys_tensor(self.seeds, f"{stream}/{name}").to(self.device) for name in self.noise}

@@ -1,0 +1,170 @@
+"""Everything that only a GPU can tell, in one command of at most nine minutes: is it right, and how fast is it?
+
+    python -m benchmarks.gpu [device=cuda] [minutes=9] [seconds=0.5] [keep=true]
+
+First the checks (benchmarks/gpu_checks.py), then updates per second, most wanted rows first, until the time is over;
+what was not reached is named. With `keep` all of it is appended to benchmarks/RESULTS.md. `device=cpu` is the dry run
+of the same code. Exit code 1 if a check failed.
+
+It needs torch, numpy, hydra-core and gymnasium, and dm-control for the check of pixels. For a machine without network
+`pip download -d wheels` them on another one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from agents import DQN, SAC
+from benchmarks import cases
+from benchmarks.gpu_checks import CHECKS
+from benchmarks.speed import RESULTS, machine, markdown
+from benchmarks.timing import interleaved
+from core.captured import Captured
+from core.clock import Clock
+from core.engine import Engine, Precision
+
+SIZES: dict[str, Callable[[], DQN | SAC]] = {
+    "sac 256x256, batch 256": cases.sac,
+    "dqn nature, batch 32": cases.dqn,
+    "dqn impala x4, batch 32": cases.impala,
+}
+HEAD = ["size", "seeds", "way", "precision", "ms / update", "seed-updates/s", "first call, s", "MB", "decision, ms"]
+ATARI_STEP, DMC_STEP = 0.375, 0.3  # milliseconds of an environment, measured on a CPU core
+RUNS = {  # name: (size, updates per agent step, agent steps, milliseconds of an environment's step)
+    "Atari-100k, nature, replay ratio 1": ("dqn nature, batch 32", 1, 100_000, ATARI_STEP),
+    "Atari-100k, nature, replay ratio 8": ("dqn nature, batch 32", 8, 100_000, ATARI_STEP),
+    "Atari-100k, impala x4, replay ratio 2": ("dqn impala x4, batch 32", 2, 100_000, ATARI_STEP),
+    "Atari-100k, impala x4, replay ratio 8": ("dqn impala x4, batch 32", 8, 100_000, ATARI_STEP),
+    "DMC-1M, sac, replay ratio 1": ("sac 256x256, batch 256", 1, 1_000_000, DMC_STEP),
+    "DMC-1M, sac, replay ratio 16": ("sac 256x256, batch 256", 16, 1_000_000, DMC_STEP),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: a size, how many seeds, and the way it runs."""
+
+    size: str
+    seeds: int
+    way: str  # eager | compiled | graph
+    precision: Precision
+
+
+def rows(graphs: bool) -> list[Row]:
+    """Most wanted first."""
+    sac, dqn, impala = SIZES
+    best = "graph" if graphs else "compiled"
+    half: tuple[Precision, ...] = ("tf32", "bfloat16") if graphs else ("bfloat16",)
+    wanted = [Row(size, 1, best, "float32") for size in SIZES]
+    wanted += [Row(size, 1, "eager", "float32") for size in SIZES]
+    wanted += [Row(impala, 1, best, precision) for precision in half]
+    wanted += [Row(sac, seeds, best, "float32") for seeds in (4, 16, 64)]
+    wanted += [Row(dqn, seeds, best, "float32") for seeds in (4, 16)]
+    wanted += [Row(size, 1, "compiled", "float32") for size in SIZES if graphs]
+    wanted += [Row(dqn, 1, best, precision) for precision in half]
+    wanted += [Row(sac, 16, best, precision) for precision in half]
+    return [*wanted, Row(impala, 4, best, half[-1])]
+
+
+def engine_of(row: Row, device: str) -> tuple[Engine, Callable[[], object], Callable[[], object]]:
+    """-> (engine, one update, one decision)"""
+    learner = SIZES[row.size]()
+    engine = Engine(learner, range(row.seeds), learner.settings.batch_size, device, row.way != "eager", row.precision)
+    if row.way == "compiled" and isinstance(engine._run, Captured):
+        engine._run = engine._run.function
+    batch, clock = cases.batch_for(learner, row.seeds, device), Clock(steps=10**9)
+    seen = batch["obs"][:, :1].cpu().numpy()
+
+    def update() -> None:
+        engine.update(batch, clock)
+        clock.update()
+
+    return engine, update, lambda: engine.act(seen, 0.1, "act", clock.updates)
+
+
+def measured(device: str, end: float, seconds: float) -> tuple[list[list[str]], dict[str, tuple[float, float]]]:
+    """-> (table, the best single-seed (update, decision) of each size in milliseconds)"""
+    table = [
+        ["size", "seeds", "way", "precision", "ms / update", "seed-updates/s", "first call, s", "MB", "decision, ms"]
+    ]
+    best: dict[str, tuple[float, float]] = {}
+    for row in rows(device.startswith("cuda")):
+        label = [row.size, str(row.seeds), row.way, row.precision]
+        if time.monotonic() > end:
+            table.append([*label, "not reached", "", "", "", ""])
+            continue
+        torch._dynamo.reset()
+        if device.startswith("cuda"):
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = row.precision == "tf32"
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        began = time.monotonic()
+        _, update, decide = engine_of(row, device)
+        update()
+        first = time.monotonic() - began
+        found = interleaved({"update": update, "decision": decide}, 5, seconds)
+        ms, decision = found["update"].ms, found["decision"].ms
+        if row.seeds == 1:
+            best[row.size] = min(best.get(row.size, (ms, decision)), (ms, decision))
+        memory = f"{torch.cuda.max_memory_allocated() / 1e6:.0f}" if device.startswith("cuda") else ""
+        rate = f"{1000 * row.seeds / ms:.0f}"
+        table.append([*label, f"{ms:.3f}", rate, f"{first:.0f}", memory, f"{decision:.3f}"])
+        print(" | ".join(table[-1]), flush=True)
+    return table, best
+
+
+def projected(best: dict[str, tuple[float, float]]) -> list[list[str]]:
+    """Minutes of whole runs: updates and decisions as measured, environments at a fixed price."""
+    table = [["run", "minutes per seed"]]
+    for name, (size, ratio, steps, environment) in RUNS.items():
+        if size in best:
+            update, decision = best[size]
+            table.append([name, f"{steps * (ratio * update + decision + environment) / 60_000:.0f}"])
+    return table
+
+
+def checked(device: str) -> tuple[list[list[str]], bool]:
+    """-> (table, whether all is well)"""
+    table, well = [["check", "", "found"]], True
+    for check in CHECKS:
+        try:
+            verdict, found = "passed", check(device)
+        except Exception as error:  # whatever happens in one, the others and the measurements are wanted too
+            well, verdict, found = (
+                False,
+                "FAILED",
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}",
+            )
+        table.append([(check.__doc__ or "").splitlines()[0], verdict, found])
+        print(" | ".join(table[-1]), flush=True)
+    return table, well
+
+
+def main(argv: list[str]) -> int:
+    given = dict(argument.partition("=")[::2] for argument in argv)
+    if unknown := sorted(given.keys() - {"device", "minutes", "seconds", "keep"}):
+        print(f"{unknown[0]}: expected device=cuda, minutes=9, seconds=0.5 or keep=true", file=sys.stderr)
+        return 2
+    device = given.get("device", "cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        print("device=cuda: no GPU here; device=cpu is the dry run", file=sys.stderr)
+        return 2
+    end = time.monotonic() + 60 * float(given.get("minutes", 9))
+    checks, well = checked(device)
+    table, best = measured(device, end, float(given.get("seconds", 0.5)))
+    kind = "" if device.startswith("cuda") else " Dry run without a GPU."
+    text = f"## {machine()}\n\n    python -m benchmarks.gpu {' '.join(argv)}\n\nChecks.{kind}\n\n{markdown(checks)}\n"
+    text += f"\nUpdates.\n\n{markdown(table)}\n\nProjected from these, not run.\n\n{markdown(projected(best))}\n"
+    print(text)
+    if given.get("keep") == "true":
+        RESULTS.write_text(f"{RESULTS.read_text()}\n{text}")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
