@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import ablate
+from core import campaign
 from core.ablation import read
 from core.cells import Attempts, check, progress
 from core.run import main as run_command
@@ -87,9 +88,9 @@ def test_every_cell_is_run_and_the_same_command_again_does_nothing(file, capsys)
 
 def test_what_dies_is_tried_again_and_then_given_up_with_its_cause(file, capsys, monkeypatch):
     dying = "import sys; print('a bar\\rout of memory', file=sys.stderr); sys.exit(3 if 'ln' in sys.argv[-1] else 0)"
-    monkeypatch.setattr(ablate, "TRAIN", [sys.executable, "-c", dying])
-    monkeypatch.setattr(ablate, "PAUSE", 0.05)
-    monkeypatch.setattr(ablate, "progress", _finished_if_tried(file))
+    monkeypatch.setattr(campaign, "TRAIN", [sys.executable, "-c", dying])
+    monkeypatch.setattr(campaign, "PAUSE", 0.05)
+    monkeypatch.setattr(campaign, "progress", _finished_if_tried(file))
     assert ablate.main([str(file), f"out={file.parent / 'out'}", "retries=1"]) == 1
     shown = capsys.readouterr().err
     assert "ln on toy/chain: given up (exit code 3: out of memory)" in shown
@@ -124,9 +125,11 @@ def test_attempts_are_remembered_and_a_success_clears_them(file):
     ("arguments", "line"),
     [
         (["nowhere.yaml"], "nowhere.yaml: cannot be read"),
-        (["FILE", "worker=2"], "worker: no such option; expected size, out, workers or retries"),
+        (["FILE", "worker=2"], "worker: no such option; expected size, out, workers, retries or launcher"),
         (["FILE", "workers=0"], "workers: 0 given"),
         (["FILE", "size=smoke"], "FILE: size=smoke given; it has no sizes"),
+        (["FILE", "launcher=slrum"], "launcher: slrum given; did you mean slurm?"),
+        (["FILE", "launcher.num_gpus=1"], "launcher.num_gpus: launcher=local has no settings; use workers=N"),
         (["FILE", "two"], "two: expected OPTION=VALUE"),
     ],
 )

@@ -1,0 +1,52 @@
+"""Cells as processes of this machine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+from core.ablation import Cell
+
+
+def make(out: Path, options: dict[str, str]) -> Local:
+    if options:
+        raise ValueError(f"launcher.{min(options)}: launcher=local has no settings; use workers=N")
+    return Local()
+
+
+class Local:
+    """Processes in sessions of their own: Ctrl-C at the terminal reaches the launcher alone."""
+
+    workers, outlived = 1, False
+
+    def start(self, cell: Cell, command: list[str], log: Path) -> Process:
+        return Process(started(command, log))
+
+    def standing(self) -> dict[str, Process]:
+        return {}  # they are found by the locks of their run folders
+
+
+class Process:
+    def __init__(self, process: subprocess.Popen) -> None:
+        self._process = process
+
+    def waiting(self) -> bool:
+        return False
+
+    def code(self) -> int | None:
+        return self._process.poll()
+
+    def cause(self) -> str:
+        return ""
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
+
+
+def started(command: list[str], log: Path) -> subprocess.Popen:
+    """The command as a process that writes to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
