@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu [device=cuda] [minutes=9] [seconds=0.5] [keep=true]
 
-First the checks (benchmarks/gpu_checks.py), then updates per second, most wanted rows first, until the time is over;
-what was not reached is named. With `keep` all of it is appended to benchmarks/RESULTS.md. `device=cpu` is the dry run
+First the checks (benchmarks/gpu_checks.py), for half of the time at most, then updates per second, most wanted rows
+first, until it is over; what was not reached is named. With `keep` all of it is appended to benchmarks/RESULTS.md. `device=cpu` is the dry run
 of the same code. Exit code 1 if a check failed.
 
 It needs torch, numpy, hydra-core and gymnasium, and dm-control for the check of pixels. For a machine without network
@@ -128,10 +128,13 @@ def projected(best: dict[str, tuple[float, float]]) -> list[list[str]]:
     return table
 
 
-def checked(device: str) -> tuple[list[list[str]], bool]:
+def checked(device: str, end: float) -> tuple[list[list[str]], bool]:
     """-> (table, whether all is well)"""
     table, well = [["check", "", "found"]], True
     for check in CHECKS:
+        if time.monotonic() > end:
+            table.append([(check.__doc__ or "").splitlines()[0], "not reached", ""])
+            continue
         try:
             verdict, found = "passed", check(device)
         except Exception as error:  # whatever happens in one, the others and the measurements are wanted too
@@ -154,9 +157,9 @@ def main(argv: list[str]) -> int:
     if device.startswith("cuda") and not torch.cuda.is_available():
         print("device=cuda: no GPU here; device=cpu is the dry run", file=sys.stderr)
         return 2
-    end = time.monotonic() + 60 * float(given.get("minutes", 9))
-    checks, well = checked(device)
-    table, best = measured(device, end, float(given.get("seconds", 0.5)))
+    began, seconds = time.monotonic(), 60 * float(given.get("minutes", 9))
+    checks, well = checked(device, began + seconds / 2)
+    table, best = measured(device, began + seconds, float(given.get("seconds", 0.5)))
     kind = "" if device.startswith("cuda") else " Dry run without a GPU."
     text = f"## {machine()}\n\n    python -m benchmarks.gpu {' '.join(argv)}\n\nChecks.{kind}\n\n{markdown(checks)}\n"
     text += f"\nUpdates.\n\n{markdown(table)}\n\nProjected from these, not run.\n\n{markdown(projected(best))}\n"
