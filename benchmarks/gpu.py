@@ -3,8 +3,8 @@
     python -m benchmarks.gpu [device=cuda] [minutes=9] [seconds=0.5] [keep=true]
 
 First the checks (benchmarks/gpu_checks.py), for half of the time at most, then updates per second, most wanted rows
-first, until it is over; what was not reached is named. With `keep` all of it is appended to benchmarks/RESULTS.md. `device=cpu` is the dry run
-of the same code. Exit code 1 if a check failed.
+first, until it is over; what was not reached is named. With `keep` all of it is appended to benchmarks/RESULTS.md.
+`device=cpu` is the dry run of the same code. Exit code 1 if a check failed.
 
 It needs torch, numpy, hydra-core and gymnasium, and dm-control for the check of pixels. For a machine without network
 `pip download -d wheels` them on another one.
