@@ -13,10 +13,12 @@ from core.config import Config, main, setting_up
 
 def train(config: Config) -> int:
     """Run `config` to its end, from the newest checkpoint of its folder if there is one. -> exit code"""
-    from core.session import Session  # torch is imported only now: --help and a wrong word answer at once
+    from core.agent_session import AgentSession  # torch is imported only now: --help and a wrong word answer at once
 
     with setting_up():
-        session = Session(config)
+        if config.env.startswith("testbed/"):
+            raise ValueError(f"env: {config.env} given; supervised streams run by python -m testbeds")
+        session = AgentSession(config)
     with session as run:
         if not run.finished:
             loop(config, run)

@@ -10,8 +10,8 @@ from typing import Any
 import train
 from benchmarks import peers
 from benchmarks.timing import Timing, interleaved
+from core.agent_session import AgentSession
 from core.config import load
-from core.session import Session
 
 STAGES = {
     "update": [("engine", "update")],
@@ -31,7 +31,7 @@ class Loop:
 
     def __init__(self, overrides: Sequence[str], turns: int) -> None:
         folder = tempfile.mkdtemp(prefix="evergreen-speed-")
-        self.run = Session(load([*overrides, f"run_dir={folder}/run", "steps=1_000_000", "eval_every=0"]))
+        self.run = AgentSession(load([*overrides, f"run_dir={folder}/run", "steps=1_000_000", "eval_every=0"]))
         self.turns, self.seconds, self.whole = turns, dict.fromkeys(STAGES, 0.0), 0.0
         self._left = 0
         holders: dict[str, Any] = {

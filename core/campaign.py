@@ -14,6 +14,7 @@ from core.launchers import Job, Launcher
 from core.signals import Stop
 
 TRAIN = [sys.executable, str(Path(__file__).parents[1] / "train.py")]
+TESTBEDS = [sys.executable, "-m", "testbeds"]
 PAUSE = 1.0  # seconds between two looks at the jobs
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGUSR1)  # exit codes of a run that was told to stop
 
@@ -37,7 +38,7 @@ class Campaign:
             if not open_cells and not self.jobs and not any(p.status == "running" for p in standing.values()):
                 return
             for cell in open_cells[: max(0, self.workers - len(self.jobs))]:
-                self.jobs[cell.name] = self.launcher.start(cell, [*TRAIN, *cell.arguments], self.log(cell))
+                self.jobs[cell.name] = self.launcher.start(cell, command(cell), self.log(cell))
             time.sleep(PAUSE)
         for job in self.jobs.values():
             job.stop()
@@ -74,3 +75,8 @@ class Campaign:
         log = self.log(cell)
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
         return lines[-1].split("\r")[-1][-200:] if lines else "no output"
+
+
+def command(cell: Cell) -> list[str]:
+    """What runs a cell."""
+    return [*(TESTBEDS if cell.task.startswith("testbed/") else TRAIN), *cell.arguments]

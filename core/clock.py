@@ -79,6 +79,12 @@ class Clock:
         self.last["updates"] = self.updates
         self.updates += 1
 
+    def pass_by(self, steps: int) -> None:
+        """So many agent steps and updates pass in which nothing is learned."""
+        self.agent_steps += steps
+        self.env_steps = min(self.env_steps + steps * self.action_repeat, self.steps)
+        self.updates += steps
+
     def enter_task(self) -> None:
         """The world changes: schedules that count from a task's start begin anew."""
         self.last["tasks"] = self.tasks

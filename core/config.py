@@ -143,7 +143,7 @@ def from_plain(tree: Mapping[str, Any]) -> Config:
     name = env.pop("name")
     _check_envs(name, run.stream.tasks)
     options = _env_options(name, env)
-    clock = clock_of(run, options.get("action_repeat", 1))
+    clock = clock_of(run, options.get("action_repeat", 1), options.get("stage", 0))
     if clock.total("updates") < 1:
         raise ValueError(
             f"replay_ratio: {run.replay_ratio:g} given; with steps={run.steps} and warmup={run.warmup} nothing is "
@@ -165,8 +165,10 @@ def from_plain(tree: Mapping[str, Any]) -> Config:
     return config if config.run_dir else dataclasses.replace(config, run_dir=default_run_dir(config))
 
 
-def clock_of(run: Run, action_repeat: int) -> Clock:
-    """The run's clock at its start. action_repeat: env steps per agent step."""
+def clock_of(run: Run, action_repeat: int, stage: int = 0) -> Clock:
+    """The run's clock at its start. action_repeat: env steps per agent step; stage: updates per supervised stage."""
+    if stage:
+        return Clock(run.steps, task_length=stage, switches=(run.steps - 1) // stage)
     switches = max(0, len(run.stream.tasks) - 1)
     return Clock(run.steps, run.replay_ratio, run.warmup, action_repeat, run.stream.steps * (switches > 0), switches)
 
@@ -283,7 +285,7 @@ def _check_envs(env: str, tasks: Sequence[str]) -> None:
 
 def _env_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """All options of the environment's family, as plain data."""
-    settings = rooms.env_settings(name.partition("/")[0])
+    settings = rooms.env_settings(name)
     if settings is None and options:
         raise ValueError(f"env.{next(iter(options))}: no such setting; {name} has none")
     return plain(build(settings, options, "env")) if settings else {}

@@ -85,6 +85,7 @@ class Engine:
         self.states: States = stack(births)
         self._members = [member(self.states, i) for i in range(len(seeds))]  # views; the storage never moves
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
+        self.awake = torch.ones_like(self.alive)  # a member that rests is not trained; whoever sets it wakes it up
         self.loss_noise = learner.noise(batch_size)  # of losses alone: what the networks take in evaluation
         self.noise = dict(self.loss_noise)
         for part in learner.parts.values():
@@ -115,7 +116,7 @@ class Engine:
         noise = draw(self.noise, self._keys, count)
         new, info = vmap(self.learner.update)(states, batch, noise)
         self.alive.logical_and_(_finite(info))
-        gate = self.alive
+        gate = self.alive & self.awake
         for name, state in states.items():
             _write_trained(state, new[name], gate)
         return info
@@ -124,11 +125,11 @@ class Engine:
         noise = draw(self.noise, self._keys, count)
         infos = []
         for i in range(len(self.seeds)):
-            mine = self._members[i]
-            new, info = self.learner.update(mine, member(batch, i) | {"alive": self.alive[i]}, member(noise, i))
+            mine, trained = self._members[i], self.alive[i] & self.awake[i]
+            new, info = self.learner.update(mine, member(batch, i) | {"alive": trained}, member(noise, i))
             self.alive[i].logical_and_(_finite(info))
             for name, state in mine.items():
-                _write_trained(state, new[name], self.alive[i])
+                _write_trained(state, new[name], self.alive[i] & self.awake[i])
             infos.append(info)
         return tree_map(lambda *rows: torch.stack(rows), *infos)
 
@@ -233,7 +234,8 @@ class Engine:
     # persistence
 
     def state_dict(self) -> dict:
-        return {"states": {name: state._asdict() for name, state in self.states.items()}, "alive": self.alive}
+        states = {name: state._asdict() for name, state in self.states.items()}
+        return {"states": states, "alive": self.alive, "awake": self.awake}
 
     def load_state_dict(self, saved: dict) -> None:
         """Write saved numbers into this engine's storage. Names and shapes must agree."""
@@ -241,6 +243,7 @@ class Engine:
         _check_same_tree(self.states, states)
         write(self.states, tree_map(lambda leaf: leaf.to(self.device), states))
         self.alive.copy_(saved["alive"])
+        self.awake.copy_(saved["awake"])
 
     def _count(self, updates: int) -> Tensor:
         """A number on the device, without waiting for it."""

@@ -1,4 +1,4 @@
-"""Adam and AdamW as a function of values.
+"""Adam and AdamW, and SGD with momentum, as functions of values.
 
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   t <- t + 1
     w <- w (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
@@ -97,3 +97,29 @@ class Adam:
 
     def _decay(self, name: str, p: Tensor) -> float:
         return self.decay if (p.ndim > 1 if self.decays is None else name in self.decays) else 0.0
+
+
+@dataclass(frozen=True)
+class SGD(Adam):
+    """Gradient descent with momentum b1: m <- b1 m + g,  w <- w (1 - lr decay) - lr m.
+
+    As torch.optim.SGD without dampening, but for decay, which is decoupled here too. The slots are Adam's, so that
+    whatever starts a tensor's optimizer anew does so here; v stays 0.
+    """
+
+    b1: float = 0.9
+
+    def step(self, params: Tensors, grads: Tensors, slots: Slots) -> tuple[Tensors, Slots]:
+        m = {k: slots["m"][k] * self.b1 + grads[k] for k in params}
+        t = {k: slots["t"][k] + 1 for k in params}
+        new = {k: p if self.hold else p * (1 - self.lr * self._decay(k, p)) - self.lr * m[k] for k, p in params.items()}
+        return new, {"m": m, "v": slots["v"], "t": t}
+
+    def direction(self, name: str, slots: Slots) -> Tensor:
+        return slots["m"][name]
+
+    def step_(self, params: Tensors, grads: Tensors, slots: Slots, skip: Tensor) -> None:
+        stepped, new_slots = self.step(params, grads, slots)
+        for old, new in ((params, stepped), (slots["m"], new_slots["m"]), (slots["t"], new_slots["t"])):
+            for k, value in new.items():
+                old[k].copy_(torch.where(skip > 0, old[k], value))

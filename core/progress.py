@@ -114,11 +114,13 @@ class Progress:
         run = self._session
         self.close()
         low, high = bootstrap_interval(np.array(returns), iqm, host_generator(0, "bootstrap"))
-        print(f"\n{run.task.name} at {run.clock.env_steps} env steps, mean return of the last evaluation")
+        digits = 1 if max(map(abs, returns)) >= 10 else 3
+        print(f"\n{run.task.name} at {run.clock.env_steps} env steps, {run.score} of the last evaluation")
         for seed, value in zip(run.config.seeds, returns, strict=True):
             diverged = "   diverged: its weights were frozen on the way" if seed in run.averages.diverged else ""
-            print(f"  seed {seed:<6} {value:10.1f}{diverged}")
-        print(f"  IQM         {float(iqm(np.array(returns))):10.1f}   95% interval [{low:.1f}, {high:.1f}]")
+            print(f"  seed {seed:<6} {value:10.{digits}f}{diverged}")
+        middle = float(iqm(np.array(returns)))
+        print(f"  IQM         {middle:10.{digits}f}   95% interval [{low:.{digits}f}, {high:.{digits}f}]")
         share = self._observed / (time.monotonic() - self._begun)
         print(f"  diagnostics took {share:.1%} of the time")
         print(f"\nlook at it: .venv/bin/tensorboard --logdir {run.folder.path}")

@@ -14,11 +14,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-TABLES = {
-    "agent": ("agents", "AGENTS"),
-    "net": ("nets", "NETS"),
-    "value": ("nets", "VALUES"),
-    "replay": ("core.config", "REPLAYS"),
+TABLES = {  # of each group: modules, and what their tables are called
+    "agent": (("agents", "AGENTS"), ("testbeds", "LEARNERS")),
+    "net": (("nets", "NETS"),),
+    "value": (("nets", "VALUES"),),
+    "replay": (("core.config", "REPLAYS"),),
 }
 
 
@@ -30,8 +30,11 @@ def choices(group: str) -> list[str]:
 
 @functools.cache
 def names(group: str) -> list[str]:
-    """Entries of a group's table, in its order."""
-    module, table = TABLES[group]
+    """Entries of a group's tables, in their order."""
+    return [name for module, table in TABLES[group] for name in _names(module, table)]
+
+
+def _names(module: str, table: str) -> list[str]:
     path = ROOT / module.replace(".", "/")
     source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     for node in ast.parse(source).body:
@@ -41,18 +44,29 @@ def names(group: str) -> list[str]:
 
 
 def classes(group: str) -> dict[str, Any]:
-    """A group's table itself: name -> class. Imports the room."""
-    module, table = TABLES[group]
-    return getattr(importlib.import_module(module), table)
+    """A group's tables themselves: name -> class. Imports the rooms."""
+    found: dict[str, Any] = {}
+    for module, table in TABLES[group]:
+        found |= getattr(importlib.import_module(module), table)
+    return found
+
+
+def streams() -> list[str]:
+    """Supervised streams, by the names of their files."""
+    return [path.stem for path in sorted((ROOT / "testbeds" / "streams").glob("[!_]*.py")) if path.stem != "stage"]
 
 
 def env_names() -> list[str]:
-    """Environments that have a name of their own; any Gymnasium ID goes besides, as gym/ID."""
-    return list(importlib.import_module("envs.catalog").names())
+    """Environments and supervised streams that have a name of their own; any Gymnasium ID goes besides, as gym/ID."""
+    return [*importlib.import_module("envs.catalog").names(), *(f"testbed/{name}" for name in streams())]
 
 
-def env_settings(family: str) -> type | None:
-    """The dataclass of a family's options, `Settings` in envs/<family>.py; None for a family without options."""
+def env_settings(name: str) -> type | None:
+    """The dataclass of an environment's options, `Settings` in envs/<family>.py or testbeds/streams/<name>.py; None if
+    it has none."""
+    family, _, last = name.partition("/")
+    if family == "testbed":
+        return importlib.import_module(f"testbeds.streams.{last}").Settings
     if not (ROOT / "envs" / f"{family}.py").exists():
         return None
     return getattr(importlib.import_module(f"envs.{family}"), "Settings", None)

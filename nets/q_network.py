@@ -56,7 +56,40 @@ class Impala(Frames):
         return ImpalaEncoder(seen_shape, self.scale, self.blocks, self)
 
 
-class QNetwork(nn.Module):
+class Body(nn.Module):
+    """What stands before the outputs: an encoder where there are frames, and hidden layers."""
+
+    def __init__(self, seen_shape: tuple[int, ...], spec: NetSpec) -> None:
+        super().__init__()
+        image = len(seen_shape) > 1
+        if image != isinstance(spec, Frames):
+            raise ValueError(
+                f"net: observations of shape {seen_shape} do not fit; use net={'nature or impala' if image else 'mlp'}"
+            )
+        self.encoder = spec.encoder(seen_shape) if isinstance(spec, Frames) else None
+        self.trunk = Trunk(self.encoder.n_out if self.encoder else seen_shape[0], spec)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        """[B, *seen_shape] -> last hidden layer [B, trunk.n_out], features of every layer."""
+        feats: Tensors = {}
+        if self.encoder:
+            x, f = self.encoder(x)
+            feats |= {f"encoder.{k}": v for k, v in f.items()}
+        x, f = self.trunk(x)
+        return x, feats | {f"trunk.{k}": v for k, v in f.items()}
+
+    def chain(self, heads: tuple[str, ...]) -> list[Layer]:
+        """Its layers, and the linear heads that read them."""
+        # with an encoder, everything after the convolutions is "the head", as DrQ and PLASTIC reset it
+        section: Section = "head" if self.encoder else "trunk"
+        chain = self.trunk.chain("trunk", section, heads)
+        if self.encoder:
+            first = chain[0].name if chain else heads[0]
+            chain = self.encoder.chain("encoder", (first,) if chain else heads) + chain
+        return [*chain, *(Layer(name, "linear", "head", output=True) for name in heads)]
+
+
+class QNetwork(Body):
     """Action values. [B, *seen_shape] -> [B, actions, bins].
 
     Dueling (Wang et al. 2016): out = V + A - mean over actions of A, per bin, before any softmax; both streams are
@@ -64,36 +97,32 @@ class QNetwork(nn.Module):
     """
 
     def __init__(self, seen_shape: tuple[int, ...], actions: int, bins: int, dueling: bool, spec: NetSpec) -> None:
-        super().__init__()
-        image = len(seen_shape) > 1
-        if image != isinstance(spec, Frames):
-            raise ValueError(
-                f"net: observations of shape {seen_shape} do not fit; use net={'nature or impala' if image else 'mlp'}"
-            )
+        super().__init__(seen_shape, spec)
         self.shape = (actions, bins)
-        self.encoder = spec.encoder(seen_shape) if isinstance(spec, Frames) else None
-        self.trunk = Trunk(self.encoder.n_out if self.encoder else seen_shape[0], spec)
         self.advantage = initialise(Output(self.trunk.n_out, actions * bins), spec.init)
         self.value = initialise(Output(self.trunk.n_out, bins), spec.init) if dueling else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
-        feats: Tensors = {}
-        if self.encoder:
-            x, f = self.encoder(x)
-            feats |= {f"encoder.{k}": v for k, v in f.items()}
-        x, f = self.trunk(x)
-        feats |= {f"trunk.{k}": v for k, v in f.items()}
+        x, feats = self.features(x)
         out = self.advantage(x).unflatten(-1, self.shape)
         if self.value:
             out = out - out.mean(-2, keepdim=True) + self.value(x).unsqueeze(-2)
         return out, feats
 
     def chains(self) -> list[list[Layer]]:
-        heads = ("advantage", "value") if self.value else ("advantage",)
-        # with an encoder, everything after the convolutions is "the head", as DrQ and PLASTIC reset it
-        section: Section = "head" if self.encoder else "trunk"
-        chain = self.trunk.chain("trunk", section, heads)
-        if self.encoder:
-            first = chain[0].name if chain else heads[0]
-            chain = self.encoder.chain("encoder", (first,) if chain else heads) + chain
-        return [[*chain, *(Layer(name, "linear", "head", output=True) for name in heads)]]
+        return [self.chain(("advantage", "value") if self.value else ("advantage",))]
+
+
+class Predictor(Body):
+    """One linear head, of a supervised learner. [B, *seen_shape] -> [B, outputs]."""
+
+    def __init__(self, seen_shape: tuple[int, ...], outputs: int, spec: NetSpec) -> None:
+        super().__init__(seen_shape, spec)
+        self.head = initialise(Output(self.trunk.n_out, outputs), spec.init)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        x, feats = self.features(x)
+        return self.head(x), feats
+
+    def chains(self) -> list[list[Layer]]:
+        return [self.chain(("head",))]

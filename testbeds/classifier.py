@@ -6,63 +6,69 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from core.blueprint import NetSpec
 from core.intervention import Intervention
-from core.optim import Adam
 from core.options import option
 from core.part import Outcome, Part, descend
 from core.randomness import Noise
-from core.state import Batch, States, Tensors
-from nets.mlp import MLP
+from core.spec import EnvSpec
+from core.state import Batch, States, Tensors, weights
+from nets.q_network import Predictor
+from testbeds.optimizer import Training
 
 
 @dataclass(frozen=True)
-class ClassifierSettings:
+class ClassifierSettings(Training):
     """Hyperparameters of a classifier."""
 
-    learning_rate: float = option(1e-3, above=0, help="Adam's step size")
-    adam_eps: float = option(1e-8, above=0, help="Adam's epsilon")
-    weight_decay: float = option(0.0, low=0, help="decoupled (AdamW), on tensors with more than one axis")
-    batch_size: int = option(256, low=1, help="samples per update")
+    smoothing: float = option(0.0, low=0, high=1, help="label smoothing")
 
 
 class Classifier:
-    """The learner; one part, `classifier`, a multi-layer perceptron. Batches hold obs [B, inputs] and label [B]."""
+    """The learner; one part, `classifier`. Batches hold obs [B, *seen_shape] and label [B]; `spec.num_actions` are the
+    classes."""
 
     Settings = ClassifierSettings
 
     def __init__(
         self,
         settings: ClassifierSettings,
-        inputs: int,
-        classes: int,
+        spec: EnvSpec,
         net: NetSpec,
+        value: object = None,
         interventions: Sequence[Intervention] = (),
     ) -> None:
-        self.settings = settings
+        self.settings, self.spec = settings, spec
         self.interventions = tuple(interventions)
         self.classifier = Part(
             "classifier",
-            lambda blueprint: MLP(inputs, classes, blueprint),
+            lambda blueprint: Predictor(spec.seen_shape, spec.num_actions, blueprint),
             net,
             self.classifier_loss,
-            optim=Adam(lr=settings.learning_rate, eps=settings.adam_eps, decay=settings.weight_decay),
+            optim=settings.optim(),
             logits=True,
             greedy=True,
             interventions=interventions,
         )
         self.parts = {"classifier": self.classifier}
+        self.acting_part = self.classifier
 
     def noise(self, batch_size: int) -> dict[str, Noise]:
         return {}
 
     def classifier_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
         logits, feats = self.classifier(params, b["obs"])
-        loss = F.cross_entropy(logits, b["label"])
+        loss = F.cross_entropy(logits, b["label"], label_smoothing=self.settings.smoothing)
         accuracy = (logits.argmax(-1) == b["label"]).float().mean()
         return Outcome(loss, feats, {"classifier/loss": loss, "classifier/accuracy": accuracy})
 
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
         s, outcome = descend(self.classifier, s, b, noise)
         return s, outcome.info
+
+    def score(self, s: States, b: Batch, role: str) -> Tensor:
+        """1 where the network is right, else 0. -> [B]"""
+        logits, _ = self.classifier(weights(s["classifier"], role), b["obs"])
+        return (logits.argmax(-1) == b["label"]).float()

@@ -45,11 +45,7 @@ def sac(interventions: Sequence[Intervention] = (), value=None, net: NetSpec | N
 def classifier(interventions: Sequence[Intervention] = (), net: NetSpec | None = None, **settings) -> Classifier:
     """A classifier of a few hundred weights, on the observations of VECTOR."""
     settings = Classifier.Settings(batch_size=BATCH, **settings)
-    learner = Classifier(
-        settings, *VECTOR.obs_shape, VECTOR.num_actions, net or Vectors(width=16), named(interventions)
-    )
-    learner.spec = VECTOR
-    return learner
+    return Classifier(settings, VECTOR, net or Vectors(width=16), None, named(interventions))
 
 
 def named(interventions: Sequence[Intervention]) -> Sequence[Intervention]:

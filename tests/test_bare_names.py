@@ -8,8 +8,8 @@ import pytest
 
 import train
 from core import rooms
+from core.agent_session import AgentSession
 from core.config import load
-from core.session import Session
 
 AGENTS = {
     "dqn": ["agent=dqn", "env=toy/lives", "net=nature", "net.width=16", "net.padding=valid"],
@@ -25,7 +25,7 @@ def test_it_trains_and_its_event_comes_by_default(name, agent, tmp_path, monkeyp
     config = load([*AGENTS[agent], *SMALL, "steps=100_000", f"interventions=[{name}]", f"run_dir={tmp_path}"])
     (intervention,) = config.interventions
     every = intervention.when.every
-    with Session(config) as run:
+    with AgentSession(config) as run:
         turns = 0
 
         def step():

@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import core.session
 import train
 from core import checkpoint
+from core.agent_session import AgentSession
 from core.config import load
 from core.diagnostics import CHEAP, DEAR, MIDDLE, trainability
 from core.policy import load_policy
 from core.run import main as run_command
-from core.session import Session
 
 DQN = ["agent=dqn", "env=toy/lives", "net=nature", "net.width=16", "net.padding=valid", "agent.batch_size=8"]
 DQN += [
@@ -66,7 +66,7 @@ def digests(folder: Path, capsys) -> dict[str, str]:
 
 def stopped_at(folder: Path, arguments: list[str], step: int) -> None:
     """Run until `step` env steps, then be told to stop."""
-    run = Session(load([*arguments, f"run_dir={folder}"]))
+    run = AgentSession(load([*arguments, f"run_dir={folder}"]))
     turn = run.progress.step
 
     def watch() -> None:
@@ -95,7 +95,7 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, capsys, argument
 @either
 def test_a_power_cut_between_checkpoints_repeats_what_was_lost(tmp_path, capsys, arguments):
     play(tmp_path / "whole", arguments)
-    run = Session(load([*arguments, f"run_dir={tmp_path / 'cut'}"]))
+    run = AgentSession(load([*arguments, f"run_dir={tmp_path / 'cut'}"]))
     turn = run.progress.step
 
     def cut() -> None:
@@ -119,7 +119,7 @@ def test_a_finished_run_does_nothing_more(tmp_path, capsys):
 
 
 def test_the_replay_takes_no_more_room_than_the_run_can_fill(tmp_path):
-    run = Session(load([*DQN, "compile=false", "replay.capacity=1_000_000", f"run_dir={tmp_path / 'run'}"]))
+    run = AgentSession(load([*DQN, "compile=false", "replay.capacity=1_000_000", f"run_dir={tmp_path / 'run'}"]))
     assert run.replay.ring.capacity == 2 * 90  # each step might end an episode, which takes another slot
 
 
@@ -133,7 +133,7 @@ def test_eager_dense_networks_get_one_thread_unless_told_otherwise(tmp_path, mon
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     try:
         torch.set_num_threads(2)
-        Session(load([*RUNS[name], f"run_dir={tmp_path / 'run'}"])).folder.close()
+        AgentSession(load([*RUNS[name], f"run_dir={tmp_path / 'run'}"])).folder.close()
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -186,7 +186,7 @@ def test_records_have_the_promised_columns_and_rows(tmp_path):
 
 
 def test_a_diverging_seed_is_frozen_and_its_neighbour_does_not_notice(tmp_path, capsys):
-    run = Session(load([*RUNS["sac"], f"run_dir={tmp_path / 'broken'}"]))
+    run = AgentSession(load([*RUNS["sac"], f"run_dir={tmp_path / 'broken'}"]))
     sample = run.sample
 
     def poisoned(stream: str, count: int, size: int = 0):

@@ -64,7 +64,7 @@ def scale(task: str) -> str:
     family, _, name = task.partition("/")
     if family == "atari" and name in importlib.import_module("envs.catalog").games():
         return "human-normalised"
-    return "return / 1000" if family == "dmc" else "return"
+    return {"dmc": "return / 1000", "testbed": "score"}.get(family, "return")
 
 
 def runs(ablation: Ablation) -> list[Run]:

@@ -1,0 +1,133 @@
+"""A run of an agent: environments, their stream of tasks, a replay."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from core import assemble
+from core.config import Config, clock_of
+from core.evaluation import LANES, evaluate, mean_scores
+from core.randomness import host_generator
+from core.rehearsal import blank
+from core.replay import Replay
+from core.session import Session
+from core.spec import Env, Episode
+from core.state import Batch
+
+
+class AgentSession(Session):
+    """A run in memory, its environments opened."""
+
+    replay: Replay
+
+    def __init__(self, config: Config) -> None:
+        """Raises ValueError for a configuration that does not fit together, or does not fit what the folder holds."""
+        self.config = config
+        streams = importlib.import_module("envs.stream")
+        self.stream = streams.Stream(config.tasks, config.stream.steps)
+        self.task = self.stream.at(0)
+        self._evaluation_envs: dict[str, list[list[Env]]] = {}  # opened once per task, played in turn
+        self.envs = self._vector(self._open_envs(self.task.name), "train")
+        if len(config.tasks) > 1:
+            streams.check_spaces([assemble.environments(config, task)().spec for task in config.tasks])
+        spec = self.envs.spec
+        self.agent = assemble.agent(config, spec)
+        settings = self.agent.settings
+        if config.warmup <= settings.n_step:
+            raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")
+        assemble.check_role(self.agent, settings.act_with, "act_with")
+        self.evaluated = assemble.evaluated_role(self.agent)
+        replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config, spec))
+        clock = clock_of(config, spec.action_repeat)
+        super().__init__(config, self.agent, clock, blank(spec, settings.batch_size), replay)
+
+    def begin(self) -> None:
+        self.envs.reset()
+
+    # what the loop asks for
+
+    def random_action(self) -> np.ndarray:
+        """Uniform over the action space. [n, *action_shape]."""
+        spec = self.envs.spec
+        generators = [host_generator(seed, "random_action", self.clock.agent_steps) for seed in self.config.seeds]
+        if spec.is_discrete:
+            return np.array([g.integers(spec.num_actions) for g in generators])
+        return np.stack([g.uniform(-1, 1, spec.action_shape) for g in generators]).astype(np.float32)
+
+    def sample(self, stream: str, count: int, size: int = 0) -> Batch:
+        """A batch of every member, from a stream of its own; beside training's always uniform. Leaves [n, B, ...]."""
+        settings, uniform = self.agent.settings, stream != "replay"
+        size = size or settings.batch_size
+        return self.replay.sample(size, count, settings.n_step, settings.discount, stream, uniform)
+
+    def enter_task(self) -> None:
+        """The world changes: other environments, an empty replay unless configured otherwise; the learner stays."""
+        self.clock.enter_task()
+        self.intervene("tasks")  # with the old task's data: the new one has none yet
+        self.replay.truncate(self.envs.frame)
+        if self.config.stream.replay == "clear":
+            self.replay.clear()
+        self._switch_to(self.stream.at(self.clock.env_steps))
+        self.envs.reset()
+
+    def note_episodes(self, episodes: Sequence[Episode]) -> None:
+        for episode in episodes:
+            self.averages.add_episode(episode)
+
+    def evaluate(self) -> None:
+        """Play the current task, with environments and streams of its own; the last time for `final_episodes`."""
+        config = self.config
+        final = not self.clock.running and config.final_episodes
+        episodes = final or config.eval_episodes
+        stream = f"evaluate/{self.clock.env_steps}"
+        results = evaluate(
+            self.engine,
+            [self._vector(envs, f"{stream}/{lane}") for lane, envs in enumerate(self._lanes(episodes))],
+            episodes,
+            explore=self.agent.explore_eval,
+            role=self.evaluated,
+            stream=stream,
+        )
+        where: dict[str, Any] = {"step": self.clock.env_steps, "task": self.task.name, "updates": self.clock.updates}
+        self.folder.evaluation(results, **where, network=self.evaluated)
+        self.returns = mean_scores(results, config.seeds)
+        self.progress.refresh()
+
+    # persistence
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"task_step": self.task.start, "envs": self.envs.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
+        if self.clock.tasks:
+            self._switch_to(self.stream.at(saved["task_step"]))
+        self.envs.load_state_dict(saved["envs"])
+        self.replay.load(self.folder.path / "replay", saved["replay"])
+
+    # environments
+
+    def _switch_to(self, task: Any) -> None:
+        self.envs.close()
+        self.task = task
+        self.envs = self._vector(self._open_envs(task.name), f"train/{task.index}")
+
+    def _open_envs(self, task: str) -> list[Env]:
+        """One environment per seed."""
+        make = assemble.environments(self.config, task)
+        return [make() for _ in self.config.seeds]
+
+    def _lanes(self, episodes: int) -> list[list[Env]]:
+        """Environments for evaluation on the current task: so many sets as episodes go side by side."""
+        lanes = self._evaluation_envs.setdefault(self.task.name, [])
+        while len(lanes) < min(LANES, episodes):
+            lanes.append(self._open_envs(self.task.name))
+        return lanes[:episodes]
+
+    def _vector(self, envs: list[Env], stream: str) -> Any:
+        """Environments in lock-step whose episodes come from `stream`."""
+        return importlib.import_module("envs.vector").Vector(envs, self.config.seeds, stream)

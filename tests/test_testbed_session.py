@@ -1,0 +1,199 @@
+"""Runs on supervised streams: the same engine, events, folder and resume as for agents."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.agent_session import AgentSession
+from core.command_line import load
+from core.optim import SGD
+from core.run import main as run_command
+from core.state import member
+from testbeds import __main__ as testbeds
+from testbeds.examples import Examples
+from testbeds.session import TestbedSession
+from testbeds.streams.warm_start import Settings as WarmStart
+
+SMALL = ["compile=false", "net.width=32", "env.stage=40", "steps=120", "log_every=20", "agent.batch_size=32"]
+PIXELS = ["env=testbed/permuted_pixels", *SMALL, "seeds=[0,1]"]
+
+
+def rows(folder: Path) -> list[dict]:
+    return list(csv.DictReader((folder / "eval.csv").open()))
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def digest(capsys, folder: Path) -> str:
+    capsys.readouterr()
+    assert run_command(["digest", str(folder)]) == 0
+    return capsys.readouterr().out
+
+
+def test_every_stage_is_evaluated_at_its_end_with_all_three_scores(tmp_path):
+    assert testbeds.train(load([*PIXELS, f"run_dir={tmp_path}"])) == 0
+    found = rows(tmp_path)
+    assert [(r["step"], r["seed"], r["episode"], r["length"]) for r in found] == [
+        (str(40 * (stage + 1)), str(seed), str(stage), "40") for stage in range(3) for seed in (0, 1)
+    ]
+    stages = [row for row in metrics(tmp_path) if "stage/online" in row]
+    assert len(stages) == 3
+    for row, pair in zip(stages, zip(found[::2], found[1::2], strict=True), strict=True):
+        assert row["stage/online"] == [float(r["return"]) for r in pair]  # permuted pixels report online accuracy
+        assert all(0.1 < online < train for online, train in zip(row["stage/online"], row["stage/train"], strict=True))
+
+
+def test_online_accuracy_is_the_mean_of_what_updates_report(tmp_path):
+    with TestbedSession(load([*PIXELS, f"run_dir={tmp_path}"])) as run:
+        reported = []
+        note = run.note
+        run.note = lambda found: (reported.append(found["classifier/accuracy"].clone()), note(found))
+        testbeds.loop(run.config, run)
+    second = torch.stack(reported[40:80]).mean(0)
+    (row,) = [row for row in metrics(tmp_path) if "stage/online" in row and row["step"] == 80]
+    assert row["stage/online"] == pytest.approx(second.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("extra", [[], ["env.until=0.6"]])
+def test_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path, capsys, extra):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    events = ["interventions=[shrink_and_perturb]", "interventions.shrink_and_perturb.when.unit=tasks"]
+    events += ["interventions.shrink_and_perturb.when.every=1", "interventions.shrink_and_perturb.when.skip_last=false"]
+    arguments = [*PIXELS, *events, *extra, "env.stage=60", "steps=180"]
+    assert testbeds.train(load([*arguments, f"run_dir={whole}"])) == 0
+    for at in (25, 85, 140):
+        with TestbedSession(load([*arguments, f"run_dir={broken}"])) as run:
+            step = run.clock.step
+
+            def stop_there(run=run, at=at, step=step):
+                step()
+                run.stop.requested = "SIGTERM" if run.clock.env_steps >= at else None
+
+            run.clock.step = stop_there
+            testbeds.loop(run.config, run)
+    assert testbeds.train(load([*arguments, f"run_dir={broken}"])) == 0
+    assert digest(capsys, broken) == digest(capsys, whole)
+
+
+def test_a_seed_that_is_right_rests_and_time_moves_on_when_all_do(tmp_path):
+    arguments = ["env=testbed/warm_start", *SMALL, "seeds=[0,1,2]", "steps=800", "env.stage=400", "env.until=0.9"]
+    with TestbedSession(load([*arguments, f"run_dir={tmp_path}"])) as run:
+        resting: dict[int, dict] = {}
+        rest = run.rest
+
+        def watched():
+            rest()
+            for i, taken in enumerate(run._taken):
+                params = member(run.engine.states, i)["classifier"].params
+                if taken and run.task.index == 0:
+                    before = resting.setdefault(i, {k: v.clone() for k, v in params.items()})
+                    assert all(torch.equal(before[k], v) for k, v in params.items())
+
+        run.rest = watched
+        testbeds.loop(run.config, run)
+        assert resting.keys() == {0, 1, 2} and run.averages._count == 0
+    taken = [int(r["length"]) for r in rows(tmp_path)]
+    assert len(taken) == 6 and max(taken) < 400 and len(set(taken)) > 1
+    assert all(count % 22 == 0 for count in taken[:3])  # whole epochs of 718 images
+    train = [value for row in metrics(tmp_path) if "stage/train" in row for value in row["stage/train"]]
+    assert min(train) > 0.85
+
+
+def test_a_cold_start_is_a_reset_at_the_change(tmp_path):
+    reset = ["interventions=[reset]", "interventions.reset.where=[all]", "interventions.reset.when.unit=tasks"]
+    reset += ["interventions.reset.when.every=1", "interventions.reset.when.skip_last=false"]
+    config = load(["env=testbed/warm_start", *SMALL, *reset, "steps=80", f"run_dir={tmp_path}"])
+    with TestbedSession(config) as run:
+        born = {k: v.clone() for k, v in run.engine.states["classifier"].params.items()}
+        seen = []
+        enter = run.enter_stage
+
+        def entered():
+            enter()
+            seen.append({k: v.clone() for k, v in run.engine.states["classifier"].params.items()})
+
+        run.enter_stage = entered
+        testbeds.loop(run.config, run)
+    (after,) = seen
+    weight = "trunk.layers.0.weight"
+    assert not torch.equal(after[weight], born[weight])  # another draw,
+    assert after[weight].norm() == pytest.approx(float(born[weight].norm()), rel=0.01)  # of the same initialiser
+    assert [json.loads(line)["intervention"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()] == [
+        "reset"
+    ]
+
+
+def test_testbeds_and_agents_share_the_intervention_itself(tmp_path):
+    act = ["interventions=[redo]", "interventions.redo.when.every=50", "compile=false"]
+    supervised = TestbedSession(load([*PIXELS, *act, f"run_dir={tmp_path / 'a'}"]))
+    agent = AgentSession(load(["agent=dqn", "env=toy/chain", "steps=300", *act, f"run_dir={tmp_path / 'b'}"]))
+    (one,), (other,) = supervised.engine.learner.interventions, agent.engine.learner.interventions
+    assert type(one) is type(other)
+    for run in (supervised, agent):
+        run.folder.close()
+
+
+def test_an_epoch_shows_every_example_once_and_the_next_in_another_order():
+    stage = WarmStart().at(0, 1)
+    examples = Examples(stage, 0, "1", True, "cpu")
+    per = examples.per_epoch(100)
+    first = [examples.in_turn(u, 100) for u in range(per)]
+    assert per == 14 and len(set(torch.tensor(first).flatten().tolist())) == 1_400
+    second = [examples.in_turn(u, 100) for u in range(per, 2 * per)]
+    assert not (first[0] == second[0]).all()
+    again = Examples(stage, 0, "1", True, "cpu").in_turn(per + 3, 100)
+    assert (again == second[3]).all()  # whatever was asked for before
+
+
+def test_a_batch_larger_than_the_data_repeats_them():
+    examples = Examples(WarmStart(share=0.01).at(0, 0), 0, "0", True, "cpu")
+    rows_of_batch = examples.in_turn(0, 32)
+    assert len(examples) == 14 and len(rows_of_batch) == 32 and set(rows_of_batch) == set(range(14))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_sgd_is_torchs(fused):
+    torch.manual_seed(0)
+    params = {"w": torch.randn(4, 3), "b": torch.randn(4)}
+    theirs = {k: p.clone().requires_grad_() for k, p in params.items()}
+    reference = torch.optim.SGD(theirs.values(), lr=0.1, momentum=0.9)
+    optim = SGD(lr=0.1, b1=0.9)
+    slots = optim.start(params)
+    for _ in range(5):
+        grads = {k: torch.randn_like(p) for k, p in params.items()}
+        for k, p in theirs.items():
+            p.grad = grads[k]
+        reference.step()
+        if fused:
+            optim.step_(params, grads, slots, skip=torch.zeros(()))
+        else:
+            params, slots = optim.step(params, grads, slots)
+    for k in params:
+        torch.testing.assert_close(params[k], theirs[k].detach())
+    optim.step_(params, grads, slots, skip=torch.ones(()))
+    for k in params:
+        torch.testing.assert_close(params[k], theirs[k].detach())  # a skipped step is none
+    assert float(slots["t"]["w"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["env=testbed/large_means"], "agent: classifier given; env=testbed/large_means needs agent=regressor"),
+        (["env=toy/chain", "agent=dqn"], "env: toy/chain given; agents are trained by python train.py"),
+        (["env=testbed/chunks", "env.data=mnist"], "env.folder: none given"),
+        (["env=testbed/chunks", "replay_ratio=2"], "env=testbed/chunks: has no replay; leave replay_ratio"),
+        (["env=testbed/chunks", "env.images=9_999"], "env.images: 9999 given; digits has 1437"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_writes_nothing(tmp_path, arguments, line):
+    with pytest.raises(ValueError, match=line):
+        testbeds.train(load([*arguments, "compile=false", f"run_dir={tmp_path / 'run'}"]))
+    assert not (tmp_path / "run").exists()
