@@ -29,6 +29,7 @@ DMC_TASKS = """
     swimmer-swimmer6 swimmer-swimmer15 walker-stand walker-walk walker-run
 """.split()  # noqa: SIM905
 
+MDPS = ["true_label", "random_label", "sparse"]
 TOYS = ["chain", "pixels", "reach", "lives"]
 
 
@@ -52,6 +53,6 @@ def games() -> dict[str, Game]:
 
 
 def names() -> list[str]:
-    """Every environment but anyone's own: atari/..., dmc/..., toy/... . Gymnasium environments go by gym/ID besides."""
-    families = {"atari": [*games(), *OTHER_ATARI_GAMES], "dmc": DMC_TASKS, "toy": TOYS}
+    """Every environment but anyone's own: atari/..., dmc/..., mdp/..., toy/... . Gymnasium's go by gym/ID besides."""
+    families = {"atari": [*games(), *OTHER_ATARI_GAMES], "dmc": DMC_TASKS, "mdp": MDPS, "toy": TOYS}
     return [f"{family}/{name}" for family, members in families.items() for name in members]

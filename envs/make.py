@@ -10,7 +10,7 @@ from envs.catalog import names
 
 
 def make(name: str, **options: Any) -> Env:
-    """The environment `atari/GAME`, `dmc/TASK`, `toy/NAME` or `gym/ID`; options are the fields of its file's Settings.
+    """The environment `atari/GAME`, `dmc/TASK`, `mdp/NAME`, `toy/NAME` or `gym/ID`; options as its file's Settings.
 
     Only the simulator that is asked for gets imported. Raises ValueError, one line, for an unknown name or option.
     """
@@ -25,6 +25,10 @@ def make(name: str, **options: Any) -> Env:
         from envs import dmc
 
         return dmc.DMC(rest, build(dmc.Settings, options, "env"))
+    if family == "mdp":
+        from envs import mdp
+
+        return mdp.MDP(rest, build(mdp.Settings, options, "env"))
     if options:
         raise ValueError(f"env.{next(iter(options))}: no such setting; {name} has none")
     if family == "gym":

@@ -1,4 +1,4 @@
-"""Imports go down only: core <- nets <- agents, envs, interventions <- the scripts."""
+"""Imports go down only: core <- nets, images <- agents, envs, interventions, testbeds <- the scripts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ ALLOWED = {
     "nets": {"core", "nets"},
     "agents": {"core", "nets", "agents"},
     "interventions": {"core", "interventions"},
-    "envs": {"core", "envs"},
-    "testbeds": {"core", "nets", "testbeds"},
+    "images": {"core", "images"},
+    "envs": {"core", "images", "envs"},
+    "testbeds": {"core", "images", "nets", "testbeds"},
 }
 ROOMS = {*ALLOWED, "train", "benchmarks", "tests"}
 FILES = [path for room in ALLOWED for path in sorted(Path(room).rglob("*.py"))]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core import rooms
-from testbeds.data import load
+from images import load
 
 DIGITS = load("digits")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from core.options import option
 from core.randomness import host_generator
-from testbeds.data import Images, load
+from images import Images, load
 
 Score = Literal["online", "train", "test"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from testbeds.data import load
-from testbeds.data.digits import TRAIN
+from images import load
+from images.digits import TRAIN
 
 rng = np.random.default_rng(0)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.options import nearest
-from testbeds.data import cifar, digits, mnist, svhn
+from images import cifar, digits, mnist, svhn
 
 
 class Images(NamedTuple):

@@ -1,0 +1,150 @@
+"""The field's claims about plasticity in supervised streams, each as numbers that are above 0 where it holds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+COLUMNS = {  # of the kept tables -> what the run calls it
+    "online": "stage/online",
+    "train": "stage/train",
+    "test": "stage/test",
+    "updates": "stage/updates",
+    "dead": "dead",
+    "norm": "parameter_norm",
+    "rank": "effective_rank",
+    "log_sigma": "log10_sigma_1",
+}
+EARLY, LATE = 0.2, 0.2  # shares of the stages
+
+
+class Kept:
+    """The numbers of one ablation: for each arm and column [seeds, stages]."""
+
+    def __init__(self, path: Path) -> None:
+        rows = list(csv.DictReader(path.open()))
+        self.arms = list(dict.fromkeys(row["arm"] for row in rows))
+        self.seeds = sorted({int(row["seed"]) for row in rows})
+        self._rows = rows
+
+    def __call__(self, arm: str, column: str) -> np.ndarray:
+        """[seeds, stages]; stages in which it was not measured are left out."""
+        mine = [row for row in self._rows if row["arm"] == arm and row[column]]
+        if not mine:
+            raise ValueError(f"{arm} has no {column}")
+        found = {(int(row["seed"]), int(row["step"])): float(row[column]) for row in mine}
+        steps = sorted({step for _, step in found})
+        return np.array([[found[seed, step] for step in steps] for seed in self.seeds])
+
+    def last(self, arm: str, column: str) -> np.ndarray:
+        """At the end of the run. [seeds]"""
+        return self(arm, column)[:, -1]
+
+    def mean(self, arm: str, column: str) -> np.ndarray:
+        """Over all stages. [seeds]"""
+        return self(arm, column).mean(1)
+
+    def change(self, arm: str, column: str) -> np.ndarray:
+        """Late stages less early ones, the very first apart: nothing has been forgotten there. [seeds]"""
+        values = self(arm, column)[:, 1:]
+        early, late = (max(1, round(share * values.shape[1])) for share in (EARLY, LATE))
+        return values[:, -late:].mean(1) - values[:, :early].mean(1)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody has said, and how to see it in the kept numbers of an ablation."""
+
+    ablation: str  # configs/testbeds/NAME.yaml
+    text: str
+    source: str
+    effect: Callable[[Kept], np.ndarray]  # one number per seed, above 0 where the claim holds
+    unit: str
+
+
+ASH, LEE, DOHARE = "Ash & Adams 2020", "Lee et al. 2024 (H&T)", "Dohare et al. 2024"
+KUMAR, LYLE, SHIN = "Kumar et al. 2023", "Lyle et al. 2024", "Shin et al. 2024 (DASH)"
+TEST, ONLINE, TRAIN = "test accuracy", "online accuracy, late - early", "accuracy on training data"
+
+CLAIMS = [
+    Claim("warm_start", "A warm start generalises worse than a cold one (Adam)", ASH,
+          lambda d: d.last("cold", "test") - d.last("warm", "test"), TEST),
+    Claim("warm_start", "A warm start generalises worse than a cold one (SGD)", ASH,
+          lambda d: d.last("sgd_cold", "test") - d.last("sgd_warm", "test"), TEST),
+    Claim("warm_start", "Shrink & Perturb at the change is better than a warm start (Adam)", ASH,
+          lambda d: d.last("shrink_and_perturb", "test") - d.last("warm", "test"), TEST),
+    Claim("warm_start", "Shrink & Perturb at the change is better than a warm start (SGD)", ASH,
+          lambda d: d.last("sgd_shrink_and_perturb", "test") - d.last("sgd_warm", "test"), TEST),
+    Claim("warm_start", "DASH at the change is better than a warm start", SHIN,
+          lambda d: d.last("dash", "test") - d.last("warm", "test"), TEST),
+    Claim("warm_start", "Soft weight rescaling is better than plain warm start", "Oh et al. 2025 (SWR)",
+          lambda d: d.last("soft_weight_rescaling", "test") - d.last("warm", "test"), TEST),
+    Claim("noisy_warm_start", "A small noisy beginning costs generalisation for good", LEE,
+          lambda d: d.last("cold", "test") - d.last("warm", "test"), TEST),
+    Claim("noisy_warm_start", "Hare & Tortoise is better than a warm start", LEE,
+          lambda d: d.last("hare_and_tortoise", "test") - d.last("warm", "test"), TEST),
+    Claim("noisy_warm_start", "Hare & Tortoise is better than averaging alone (EMA)", LEE,
+          lambda d: d.last("hare_and_tortoise", "test") - d.last("ema", "test"), TEST),
+    Claim("noisy_warm_start", "Hare & Tortoise is better than self-distillation", LEE,
+          lambda d: d.last("hare_and_tortoise", "test") - d.last("self_distillation", "test"), TEST),
+    Claim("noisy_warm_start", "Shrink & Perturb is better than a warm start", LEE,
+          lambda d: d.last("shrink_and_perturb", "test") - d.last("warm", "test"), TEST),
+    Claim("noisy_warm_start", "A head reset is better than a warm start", LEE,
+          lambda d: d.last("head_reset", "test") - d.last("warm", "test"), TEST),
+    Claim("noisy_warm_start", "CReLU leaves a gap to the cold start", LEE,
+          lambda d: d.last("cold", "test") - d.last("crelu", "test"), TEST),
+    Claim("noisy_warm_start", "L2 Init leaves a gap to the cold start", LEE,
+          lambda d: d.last("cold", "test") - d.last("l2_init", "test"), TEST),
+    Claim("permuted_pixels", "With plain Adam later permutations are learned worse", DOHARE,
+          lambda d: -d.change("base", "online"), "online accuracy, early - late"),
+    Claim("permuted_pixels", "With L2 Init they are learned less badly than with plain Adam", KUMAR,
+          lambda d: d.change("l2_init", "online") - d.change("base", "online"), ONLINE),
+    Claim("permuted_pixels", "With L2 Init they are not learned worse", KUMAR,
+          lambda d: d.change("l2_init", "online"), ONLINE),
+    Claim("permuted_pixels", "L2 helps trainability with Adam", KUMAR,
+          lambda d: d.change("l2", "online") - d.change("base", "online"), ONLINE),
+    Claim("permuted_pixels", "Shrink & Perturb helps trainability", DOHARE,
+          lambda d: d.change("shrink_and_perturb", "online") - d.change("base", "online"), ONLINE),
+    Claim("permuted_pixels", "Layer normalisation helps trainability", LYLE,
+          lambda d: d.change("layer_norm", "online") - d.change("base", "online"), ONLINE),
+    Claim("permuted_pixels", "CReLU helps trainability", "Abbas et al. 2023",
+          lambda d: d.change("crelu", "online") - d.change("base", "online"), ONLINE),
+    Claim("permuted_pixels", "Adam loses more than gradient descent", DOHARE,
+          lambda d: d.change("sgd", "online") - d.change("base", "online"), ONLINE),
+    Claim("permuted_pixels", "Dead units become more with plain Adam", DOHARE,
+          lambda d: d.change("base", "dead"), "share of units, late - early"),
+    Claim("permuted_pixels", "Weights grow with plain Adam", DOHARE,
+          lambda d: d.change("base", "norm"), "parameter norm, late - early"),
+    Claim("permuted_pixels", "The effective rank of features falls with plain Adam", DOHARE,
+          lambda d: -d.change("base", "rank"), "effective rank, early - late"),
+    Claim("random_labels", "Plain Adam memorises later random labels worse", LYLE,
+          lambda d: -d.change("base", "train"), "accuracy on training data, early - late"),
+    Claim("random_labels", "Layer normalisation with L2 memorises better than plain, late", LYLE,
+          lambda d: d.last("layer_norm_l2", "train") - d.last("base", "train"), TRAIN),
+    Claim("random_labels", "L2 Init memorises better than plain, late", KUMAR,
+          lambda d: d.last("l2_init", "train") - d.last("base", "train"), TRAIN),
+    Claim("chunks", "Warm starts on arriving data generalise worse than cold ones", SHIN,
+          lambda d: d.mean("cold", "test") - d.mean("warm", "test"), "test accuracy, mean over stages"),
+    Claim("chunks", "DASH takes fewer updates than cold starts", SHIN,
+          lambda d: d.mean("cold", "updates") - d.mean("dash", "updates"), "updates per stage"),
+    Claim("chunks", "DASH generalises better than warm starts", SHIN,
+          lambda d: d.mean("dash", "test") - d.mean("warm", "test"), "test accuracy, mean over stages"),
+    Claim("chunks", "DASH generalises better than Shrink & Perturb", SHIN,
+          lambda d: d.mean("dash", "test") - d.mean("shrink_and_perturb", "test"), "test accuracy, mean over stages"),
+    Claim("large_means", "Squared error: the largest singular value of features grows with the mean", LYLE,
+          lambda d: d("mse_100", "log_sigma")[:, 0] - d("mse_0", "log_sigma")[:, 0], "log10 sigma 1"),
+    Claim("large_means", "It grows less with HL-Gauss", LYLE,
+          lambda d: (d("mse_100", "log_sigma") - d("mse_0", "log_sigma")
+                     - d("hl_gauss_100", "log_sigma") + d("hl_gauss_0", "log_sigma"))[:, 0], "log10 sigma 1"),
+    Claim("large_means", "Squared error: the next function is learned worse after a large mean", LYLE,
+          lambda d: d.last("mse_0", "train") - d.last("mse_100", "train"), "share of variance explained"),
+    Claim("large_means", "With HL-Gauss less is lost", LYLE,
+          lambda d: (d.last("mse_0", "train") - d.last("mse_100", "train"))
+          - (d.last("hl_gauss_0", "train") - d.last("hl_gauss_100", "train")), "share of variance explained"),
+    Claim("large_means", "With two-hot targets more is explained than with squared error", LYLE,
+          lambda d: d.last("two_hot_100", "train") - d.last("mse_100", "train"), "share of variance explained"),
+]  # fmt: skip
