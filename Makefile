@@ -28,4 +28,13 @@ doctor: .venv/installed  ## can this machine run it, and how long would it take?
 bench: .venv/installed  ## updates, loops and draws beside the bare limit and peers; ARGS="parts=sac"
 	.venv/bin/python -m benchmarks.speed $(ARGS)
 
-.PHONY: train test test-slow check doctor bench
+bench-gpu: .venv/installed  ## on a GPU, in nine minutes: is it right, and how fast? ARGS="device=cpu" is the dry run
+	.venv/bin/python -m benchmarks.gpu $(ARGS)
+
+findings: .venv/installed  ## docs/findings.md from the kept numbers
+	.venv/bin/python -m benchmarks.findings
+
+findings-runs: .venv/installed  ## run every claim's ablation anew, an hour on two cores, and keep the numbers
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.findings run $(ARGS)
+
+.PHONY: train test test-slow check doctor bench bench-gpu findings findings-runs

@@ -94,4 +94,4 @@ def test_what_cannot_be_made_is_told_in_one_line(name, options, line):
 
 
 def test_names_are_unique_and_by_family():
-    assert len(set(names())) == len(names()) == 104 + 51 + 4
+    assert len(set(names())) == len(names()) == 104 + 51 + 3 + 4
