@@ -11,6 +11,7 @@ import pytest
 
 import report
 from core.ablation import Ablation, read
+from core.report.board import measured
 from core.report.card import check_cards
 from core.report.comparison import compare, curve
 from core.report.scores import matrix, normalise, reached, runs
@@ -110,6 +111,24 @@ def test_a_diverged_run_scores_the_worst_from_the_step_of_its_divergence(ablatio
     scores = matrix(found, "ln", ablation.tasks, np.array([1_000, 2_000, 3_000]), "worst")[:, 1, 0]
     assert scores == pytest.approx([0.21, 0.0, 0.0])
     assert compare(ablation, found, reps=50)[1].statuses == {"finished": 3, "diverged": 1}
+
+
+def test_a_diverged_run_counts_at_every_look_too(ablation):
+    before = compare(ablation, runs(ablation), reps=50)[1].watched
+    cell = cell_of(ablation, "ln", "dmc/walker-walk")
+    (cell.folder / "done.json").write_text('{"diverged": [0, 1]}')
+    for seed in (0, 1):
+        with (cell.folder / "ledger.jsonl").open("a") as ledger:
+            ledger.write(json.dumps({"step": 1_500, "diverged": seed}) + "\n")
+    after = compare(ablation, runs(ablation), reps=50)[1].watched
+    assert before.value > 0 > after.value  # half of the pairs: 0 against 0.3
+
+
+def test_what_a_diverged_run_logged_is_left_out_of_the_diagnostics(ablation):
+    cell = cell_of(ablation, "ln", "dmc/walker-walk")
+    row = {"step": 500, "updates": 500, "critic/loss": ["NaN", 2.0], "critic/dormant@0.1": ["Infinity", 0.5]}
+    (cell.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert measured([cell]) == {"critic/loss": {500: [2.0]}, "critic/dormant@0.1": {500: [0.5]}}
 
 
 def test_what_not_all_runs_have_reached_is_not_compared_yet(ablation):

@@ -94,7 +94,8 @@ def measured(cells: Iterable[Cell]) -> Series:
         for row in rows:
             for tag, values in row.items():
                 if isinstance(values, list) and tag.count("/") == 1:
-                    by_tag[tag].append((row["step"], [v for v in values if v is not None and np.isfinite(v)]))
+                    numbers = [float(v) for v in values if v is not None]  # nan is written as text
+                    by_tag[tag].append((row["step"], [v for v in numbers if np.isfinite(v)]))
         for tag, points in by_tag.items():
             for step, values in points[:: max(1, len(points) // POINTS)]:
                 found[tag][step] += values

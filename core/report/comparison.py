@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from core.ablation import Ablation
 from core.randomness import host_generator
-from core.report.scores import Missing, Run, matrix, reached
+from core.report.scores import Missing, Run, matrix, reached, worst_of
 from core.report.sequential import always_valid
 from core.statistics import (
     bootstrap,
@@ -84,15 +83,21 @@ def compare(ablation: Ablation, runs: list[Run], missing: Missing = "worst", rep
             if scores.shape == base.shape:  # the same seeds; some may have been dropped
                 gain = Interval(*paired_interval(scores, base, _draws("gain"), reps))
             pairs = _pairs(runs, arm, ablation.base)
-            center = float(np.median(pairs)) if len(pairs) else math.nan
-            watched = Interval(center, *always_valid(pairs))
+            watched = Interval(float(np.median(pairs)), *always_valid(pairs)) if len(pairs) else None
         rows.append(Row(arm, len(scores), statuses, found, better, gain, watched))
     return rows
 
 
 def _pairs(runs: list[Run], arm: str, base: str) -> np.ndarray:
-    """Differences of the last scores of finished runs of two arms that share task and seed. -> [pairs]"""
-    last = {(run.arm, run.task, run.seed): run.normalised[-1] for run in runs if run.status == "finished"}
+    """Differences of the last scores of two arms that share task and seed, where both runs have ended. -> [pairs]
+
+    A diverged run scores the worst of its task.
+    """
+    last: dict[tuple[str, str, int], float] = {}
+    for run in runs:
+        if run.status in ("finished", "diverged"):
+            score = run.normalised[-1] if run.status == "finished" else worst_of(runs, run.task)
+            last[run.arm, run.task, run.seed] = score
     others = [(task, seed) for name, task, seed in last if name == arm and (base, task, seed) in last]
     return np.array([last[arm, task, seed] - last[base, task, seed] for task, seed in others])
 

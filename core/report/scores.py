@@ -107,13 +107,18 @@ def matrix(found: list[Run], arm: str, tasks: tuple[str, ...], points: np.ndarra
     """
     columns, dropped = [], set()
     for task in tasks:
-        worst = min([0.0, *(score for run in found if run.task == task for score in run.normalised)])
+        worst = worst_of(found, task)
         mine = [run for run in found if (run.arm, run.task) == (arm, task)]
         dropped |= {row for row, run in enumerate(mine) if run.status in ("missing", "diverged")}
         columns.append(np.stack([run.at(points, worst) for run in mine], axis=1))
     scores = np.stack(columns, axis=2)
     kept = [row for row in range(scores.shape[1]) if missing == "worst" or row not in dropped]
     return scores[:, kept]
+
+
+def worst_of(found: list[Run], task: str) -> float:
+    """What a run scores that is missing or has diverged."""
+    return min([0.0, *(score for run in found if run.task == task for score in run.normalised)])
 
 
 def reached(found: list[Run], tasks: tuple[str, ...]) -> np.ndarray:
