@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.ablation import read
 
@@ -125,3 +126,19 @@ def test_a_mistake_in_a_line_is_told_with_its_place(tmp_path, old, new, answer):
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ValueError, match="nowhere.yaml: cannot be read"):
         read(tmp_path / "nowhere.yaml")
+
+
+READY_MADE = sorted([*Path("configs/ablations").glob("*.yaml"), *Path("configs/testbeds").glob("*.yaml")])
+
+
+@pytest.mark.parametrize("path", READY_MADE, ids=lambda path: path.stem)
+def test_ready_made_ablations_can_be_run_in_all_their_sizes(path, tmp_path):
+    """On the first of their tasks: every cell is composed and checked to the end, which takes its time."""
+    tree = yaml.safe_load(path.read_text())
+    for part in (tree, *tree.get("sizes", {}).values()):
+        if "tasks" in part:
+            part["tasks"] = part["tasks"][:1]
+    copy = tmp_path / path.name
+    copy.write_text(yaml.safe_dump(tree, sort_keys=False))
+    for size in ["", *tree.get("sizes", {})]:
+        assert len(read(copy, tmp_path, size).arms) > 1
