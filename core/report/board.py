@@ -1,8 +1,8 @@
 """The report in TensorBoard: one folder per arm with equal tags, so that arms overlay, each in its colour.
 
-Custom Scalars has the IQM curves with their bands, for all tasks together and for each; Time Series the same numbers
-and the arms' diagnostics under equal names; Text the table and the events; HParams the arms' settings beside their
-scores.
+Custom Scalars has the IQM curves with their bands, for all tasks together and for each, and below them the diagnostics
+that are asked for most; Time Series has the same numbers and all diagnostics under equal names, Text the table and the
+events, HParams the arms' settings beside their scores.
 """
 
 from __future__ import annotations
@@ -18,6 +18,14 @@ from core.ablation import Ablation, Cell
 from core.report.comparison import Curve, Row
 
 POINTS = 500  # of a diagnostic's curve at most
+BESIDE = {  # diagnostics shown beside the curves: title -> expression for what comes behind the part's name
+    "dormant units, threshold 0.025": r"dormant@0\.025",
+    "parameter norm": "parameter_norm",
+    "distance from birth": "distance_from_birth",
+    "gradient norm": "grad_norm",
+    "effective rank": "effective_rank",
+    "loss": "loss",
+}
 Series = dict[str, dict[int, list[float]]]  # tag -> step -> one number per run
 
 
@@ -32,8 +40,10 @@ class ReportBoard:
         self._drawn: dict[tuple[str, str], int] = defaultdict(lambda: -1)  # (arm, tag) -> last step
         tags = ["all tasks", *ablation.tasks] if len(ablation.tasks) > 1 else list(ablation.tasks)
         charts = {tag: ["Margin", [f"iqm/{tag}/{name}" for name in ("iqm", "low", "high")]] for tag in tags}
+        beside = {title: ["Multiline", [f"measured/[^/]+/{tag}$"]] for title, tag in BESIDE.items()}
+        layout = {"IQM over seeds and tasks, 95 % interval": charts, "Diagnostics, means over seeds and tasks": beside}
         for writer in self.writers.values():
-            writer.add_custom_scalars({"IQM over seeds and tasks, 95 % interval": charts})
+            writer.add_custom_scalars(layout)
 
     def curves(self, curves: Mapping[tuple[str, str], Curve]) -> None:
         for (arm, task), curve in curves.items():
