@@ -18,6 +18,7 @@ COLUMNS = {  # of the kept tables -> what the run calls it
     "norm": "parameter_norm",
     "rank": "effective_rank",
     "log_sigma": "log10_sigma_1",
+    "trainability": "trainability",
 }
 EARLY, LATE = 0.2, 0.2  # shares of the stages
 
@@ -68,6 +69,7 @@ class Claim:
 
 ASH, LEE, DOHARE = "Ash & Adams 2020", "Lee et al. 2024 (H&T)", "Dohare et al. 2024"
 KUMAR, LYLE, SHIN = "Kumar et al. 2023", "Lyle et al. 2024", "Shin et al. 2024 (DASH)"
+PROBE = "trainability of the probe"
 TEST, ONLINE, TRAIN = "test accuracy", "online accuracy, late - early", "accuracy on training data"
 
 CLAIMS = [
@@ -147,4 +149,13 @@ CLAIMS = [
           - (d.last("hl_gauss_0", "train") - d.last("hl_gauss_100", "train")), "share of variance explained"),
     Claim("large_means", "With two-hot targets more is explained than with squared error", LYLE,
           lambda d: d.last("two_hot_100", "train") - d.last("mse_100", "train"), "share of variance explained"),
+    Claim("mdp", "DQN with squared error loses trainability as the discount grows", LYLE,
+          lambda d: d.last("mse_0", "trainability") - d.last("mse_99", "trainability"), PROBE),
+    Claim("mdp", "With layer normalisation and two-hot targets it loses less", LYLE,
+          lambda d: (d.last("mse_0", "trainability") - d.last("mse_99", "trainability"))
+          - (d.last("two_hot_ln_0", "trainability") - d.last("two_hot_ln_99", "trainability")), PROBE),
+    Claim("mdp", "At discount 0.99, two-hot targets with layer normalisation stay more trainable", LYLE,
+          lambda d: d.last("two_hot_ln_99", "trainability") - d.last("mse_99", "trainability"), PROBE),
+    Claim("mdp", "So does C51 with layer normalisation", LYLE,
+          lambda d: d.last("c51_ln_99", "trainability") - d.last("mse_99", "trainability"), PROBE),
 ]  # fmt: skip

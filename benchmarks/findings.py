@@ -25,6 +25,7 @@ from core.ablation import Cell, read
 
 ROOT = Path(__file__).parents[1]
 CONFIGS, KEPT, PAGE = ROOT / "configs" / "testbeds", ROOT / "benchmarks" / "results" / "findings", ROOT / "docs"
+PARTS = {"classifier": "classifier", "regressor": "regressor", "dqn": "q"}  # whose diagnostics are kept
 ABLATIONS = list(dict.fromkeys(claim.ablation for claim in CLAIMS))
 HEAD = """# Findings
 
@@ -66,15 +67,15 @@ def run(name: str, out: Path, workers: str) -> int:
 
 
 def rows_of(cell: Cell) -> Iterator[list[str]]:
-    """[arm, seed, step, one per column] for each stage and seed; empty where it was not measured."""
-    part = cell.config.agent_kind
+    """[arm, seed, step, one per column] for each stage (or probe) and seed; empty where it was not measured."""
+    part = PARTS[cell.config.agent_kind]
     names = {column: name if "/" in name else f"{part}/{name}" for column, name in COLUMNS.items()}
     found: dict[int, dict[str, list[float]]] = {}
     for line in (cell.folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         found.setdefault(row["step"], {}).update(row)
     for step, row in found.items():
-        if names["test"] in row:
+        if names["test"] in row or names["trainability"] in row:
             for i, seed in enumerate(cell.config.seeds):
                 values = [f"{float(row[name][i]):.4g}" if name in row else "" for name in names.values()]
                 yield [cell.arm, str(seed), str(step), *values]

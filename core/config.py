@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -218,6 +219,7 @@ def main(run: Callable[[Config], int | None]) -> None:
     if any(arg in ("--help", "-h", "help") for arg in sys.argv[1:]):
         from core import help_page
 
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no mistake
         print(help_page.page(os.path.basename(sys.argv[0])))
         return
     from core import command_line

@@ -133,6 +133,8 @@ def hidden(x: Tensor, i: int, layer: nn.Module, norm: nn.Module, act: nn.Module,
 
 def normalised(x: Tensor, norm: nn.Module, name: str, feats: Tensors) -> Tensor:
     """x behind the normalisation that the network holds under `name`. Writes what it has counted."""
+    if isinstance(norm, nn.Identity):
+        return x  # in bfloat16 too: what comes next would round it again
     if isinstance(norm, BatchNorm):
         feats |= {f"{name}.{statistic}": value for statistic, value in norm.statistics(x).items()}
     return norm(x.float() if x.dtype == torch.bfloat16 else x)
