@@ -12,6 +12,8 @@ from core.state import Tensors
 
 Section = Literal["encoder", "trunk", "head"]
 Kind = Literal["linear", "conv", "norm"]
+Init = Literal["orthogonal", "xavier", "torch"]
+Norm = Literal["none", "layer", "batch"]
 PRE = ".pre"  # a layer's pre-activations are features too, under its key with this behind it
 
 
@@ -45,10 +47,8 @@ class NetSpec:
 
     width: int = option(256, low=1, help="units of a hidden layer")
     depth: int = option(2, low=0, help="hidden layers")
-    init: Literal["orthogonal", "xavier", "torch"] = option(
-        "orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own"
-    )
-    norm: Literal["none", "layer", "batch"] = option("none", help="between a layer and its activation")
+    init: Init = option("orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own")
+    norm: Norm = option("none", help="between a layer and its activation")
     norm_axes: Literal["image", "channel"] = option("image", help="of a convolution: (C, H, W), or C at each pixel")
     activation: Literal["relu", "crelu", "aid"] = option("relu", help="of hidden layers")
     aid_keep: float = option(0.99, low=0, high=1, help="activation=aid: share of positive parts that pass")

@@ -1,7 +1,7 @@
 """Networks, and what their outputs mean. `NETS` and `VALUES` are the choices of the options `net` and `value`."""
 
-from nets.q_network import Impala, Nature, Vectors
+from nets.q_network import CNN, VGG16, Impala, Nature, ResNet18, Vectors
 from nets.value import C51, HLGauss, Scalar, TwoHot
 
-NETS = {"mlp": Vectors, "nature": Nature, "impala": Impala}
+NETS = {"mlp": Vectors, "nature": Nature, "impala": Impala, "cnn": CNN, "vgg16": VGG16, "resnet18": ResNet18}
 VALUES = {"scalar": Scalar, "two_hot": TwoHot, "hl_gauss": HLGauss, "c51": C51}

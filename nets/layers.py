@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +24,10 @@ def initialise(module: nn.Linear | nn.Conv2d, init: str, gain: float = math.sqrt
     """
     if init == "orthogonal":
         nn.init.orthogonal_(module.weight, gain)
-        nn.init.zeros_(cast(Tensor, module.bias))
     elif init == "xavier":
         nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(cast(Tensor, module.bias))
+    if init != "torch" and module.bias is not None:
+        nn.init.zeros_(module.bias)
     return module
 
 

@@ -7,13 +7,17 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from core.blueprint import Layer, NetSpec, Section
+from core.blueprint import Init, Layer, NetSpec, Norm, Section
 from core.options import option
 from core.state import Tensors
 from nets.conv import NatureEncoder
+from nets.conv_stack import SMALL, VGG_16, ConvStack
 from nets.impala import ImpalaEncoder
 from nets.layers import Output, initialise
 from nets.mlp import Trunk
+from nets.resnet import ResNetEncoder
+
+Encoder = NatureEncoder | ImpalaEncoder | ConvStack | ResNetEncoder
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,9 @@ class Frames(NetSpec):
 
     width: int = option(512, low=1, help="units of a hidden layer")
     depth: int = option(1, low=0, help="hidden layers after the convolutions")
-    init: Literal["orthogonal", "xavier", "torch"] = option("xavier", help="orthogonal(sqrt 2), Glorot, torch's own")
+    init: Init = option("xavier", help="orthogonal(sqrt 2), Glorot, torch's own")
 
-    def encoder(self, seen_shape: tuple[int, ...]) -> NatureEncoder | ImpalaEncoder:
+    def encoder(self, seen_shape: tuple[int, ...]) -> Encoder:
         """A new encoder of frames [stack, H, W]."""
         raise NotImplementedError
 
@@ -56,6 +60,42 @@ class Impala(Frames):
         return ImpalaEncoder(seen_shape, self.scale, self.blocks, self)
 
 
+@dataclass(frozen=True)
+class CNN(Frames):
+    """Two convolutions of 5 x 5 with pools, then hidden layers: the small network of Kumar et al. 2023."""
+
+    width: int = option(100, low=1, help="units of a hidden layer")
+    depth: int = option(2, low=0, help="hidden layers after the convolutions")
+    init: Init = option("torch", help="orthogonal(sqrt 2), Glorot, torch's own")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> ConvStack:
+        return ConvStack(seen_shape, SMALL, 5, self)
+
+
+@dataclass(frozen=True)
+class VGG16(Frames):
+    """VGG-16 (Simonyan & Zisserman 2015), for images of any size. Glorot's weights would lose the signal on the way."""
+
+    width: int = option(4096, low=1, help="units of a hidden layer")
+    depth: int = option(2, low=0, help="hidden layers after the convolutions")
+    init: Init = option("orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> ConvStack:
+        return ConvStack(seen_shape, VGG_16, 3, self)
+
+
+@dataclass(frozen=True)
+class ResNet18(Frames):
+    """ResNet-18 with the stem for small images; batch normalisation as published, or net.norm=layer | none."""
+
+    depth: int = option(0, low=0, help="hidden layers after the mean over pixels")
+    init: Init = option("orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own")
+    norm: Norm = option("batch", help="between a layer and its activation")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> ResNetEncoder:
+        return ResNetEncoder(seen_shape, self)
+
+
 class Body(nn.Module):
     """What stands before the outputs: an encoder where there are frames, and hidden layers."""
 
@@ -63,9 +103,8 @@ class Body(nn.Module):
         super().__init__()
         image = len(seen_shape) > 1
         if image != isinstance(spec, Frames):
-            raise ValueError(
-                f"net: observations of shape {seen_shape} do not fit; use net={'nature or impala' if image else 'mlp'}"
-            )
+            fitting = "nature, impala, cnn, vgg16 or resnet18" if image else "mlp"
+            raise ValueError(f"net: observations of shape {seen_shape} do not fit; use net={fitting}")
         self.encoder = spec.encoder(seen_shape) if isinstance(spec, Frames) else None
         self.trunk = Trunk(self.encoder.n_out if self.encoder else seen_shape[0], spec)
 

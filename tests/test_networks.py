@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.blueprint import NetSpec
-from nets import Impala, Nature, Vectors
+from nets import CNN, VGG16, Impala, Nature, ResNet18, Vectors
 from nets.mlp import MLP, Critics, GaussianActor, Temperature
-from nets.q_network import QNetwork
+from nets.q_network import Predictor, QNetwork
 
 ATARI = (4, 84, 84)
 SMALL = (2, 40, 36)
+TINY = (1, 8, 8)
+CIFAR = (3, 32, 32)
 B = 3
 
 
@@ -58,6 +60,12 @@ NETWORKS = {
     "impala": lambda o: (
         QNetwork(SMALL, 3, 2, True, Impala(width=8, scale=1, units=0.25, **o)),
         (frames(B, *SMALL),),
+    ),
+    "cnn": lambda o: (Predictor(TINY, 3, CNN(width=8, **o)), (frames(B, *TINY),)),
+    "vgg16": lambda o: (Predictor(TINY, 3, VGG16(width=32, units=1 / 4, **o)), (frames(B, *TINY),)),
+    "resnet18": lambda o: (
+        Predictor(TINY, 3, ResNet18(width=32, depth=1, units=1 / 4, **{"norm": "none"} | o)),
+        (frames(B, *TINY),),
     ),
     "mlp": lambda o: (MLP(5, 3, NetSpec(width=8, depth=3, **o)), (vectors(B, 5),)),
     "critics": lambda o: (Critics(3, 5, 2, 4, NetSpec(width=8, **o)), (vectors(B, 5), vectors(B, 2))),
@@ -222,6 +230,53 @@ def test_a_dueling_head_is_value_plus_advantage_less_its_mean_over_actions():
         expected = value + advantage[:, action] - advantage.sum(1) / 3
         torch.testing.assert_close(out[:, action], expected)
     torch.testing.assert_close((out - value[:, None]).mean(1), torch.zeros(B, 4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("net", "count"),
+    [
+        # ResNet-18 with a 3 x 3 stem on 10 classes as the CIFAR forms have it, and a bias for each of 4,800 channels
+        (lambda: Predictor(CIFAR, 10, ResNet18(norm="batch")), 11_173_962 + 4_800),
+        # VGG-16's convolutions (14,714,688), and 512 -> 4096 -> 4096 -> 10
+        (lambda: Predictor(CIFAR, 10, VGG16()), 14_714_688 + 513 * 4096 + 4097 * 4096 + 4097 * 10),
+        # 5 x 5 convolutions 3 -> 16 -> 16, then 16 x 8 x 8 -> 100 -> 100 -> 10
+        (lambda: Predictor(CIFAR, 10, CNN()), 76 * 16 + 401 * 16 + 1025 * 100 + 101 * 100 + 101 * 10),
+    ],
+)
+def test_networks_for_images_have_the_published_numbers(net, count):
+    with torch.device("meta"):
+        assert numbers(net()) == count
+
+
+def test_a_residual_network_halves_its_sides_three_times_and_ends_in_a_mean():
+    net = randomise(Predictor(CIFAR, 10, ResNet18(units=1 / 16, norm="none")))
+    shapes = []
+    for block in net.encoder.blocks:
+        block.register_forward_hook(lambda module, given, out: shapes.append(tuple(out.shape[1:])))
+    x = frames(B, *CIFAR)
+    features, _ = net.features(x)
+    assert shapes == [(4, 32, 32)] * 2 + [(8, 16, 16)] * 2 + [(16, 8, 8)] * 2 + [(32, 4, 4)] * 2
+    assert features.shape == (B, 32)
+
+
+def test_a_block_of_resnet_is_the_one_written_by_hand():
+    net = randomise(Predictor(TINY, 3, ResNet18(units=1 / 16, norm="layer")))
+    p, x = dict(net.encoder.blocks[2].named_parameters()), vectors(B, 4, 8, 8)
+
+    def norm(h, name):
+        return F.group_norm(h, 1, p[f"{name}.weight"], p[f"{name}.bias"], 1e-6)
+
+    h = F.relu(norm(F.conv2d(x, p["first.weight"], p["first.bias"], stride=2, padding=1), "norm"))
+    y = norm(F.conv2d(h, p["second.weight"], p["second.bias"], padding=1), "norm_second")
+    skip = norm(F.conv2d(x, p["shortcut.weight"], p["shortcut.bias"], stride=2), "norm_shortcut")
+    feats: dict[str, torch.Tensor] = {}
+    torch.testing.assert_close(net.encoder.blocks[2](x, "b", feats), F.relu(y + skip))
+    torch.testing.assert_close(feats["b"], h)
+
+
+def test_a_stack_of_convolutions_pools_as_long_as_there_is_something_to_pool():
+    net = randomise(Predictor(TINY, 3, VGG16(width=8, units=1 / 16)))
+    assert net.encoder.pooled.count(True) == 3 and net.encoder.n_out == 32  # 8 -> 4 -> 2 -> 1
 
 
 def test_a_constant_added_to_all_advantages_changes_nothing():
