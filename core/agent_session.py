@@ -36,6 +36,10 @@ class AgentSession(Session):
             streams.check_spaces([assemble.environments(config, task)().spec for task in config.tasks])
         spec = self.envs.spec
         self.agent = assemble.agent(config, spec)
+        if not hasattr(self.agent, "act"):
+            raise ValueError(
+                f"agent: {config.agent_name} given; it does not act; supervised learners take env=testbed/..."
+            )
         settings = self.agent.settings
         if config.warmup <= settings.n_step:
             raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")

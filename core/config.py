@@ -220,7 +220,8 @@ def main(run: Callable[[Config], int | None]) -> None:
         from core import help_page
 
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no mistake
-        print(help_page.page(os.path.basename(sys.argv[0])))
+        script = os.path.basename(sys.argv[0])
+        print(help_page.page(script if script in help_page.EXAMPLES else "-m testbeds"))
         return
     from core import command_line
 

@@ -10,16 +10,27 @@ from core import rooms
 from core.config import Run
 from core.options import plain, settings, show
 
+EXAMPLES = {
+    "train.py": """\
+  python train.py                                     a small run that shows learning within minutes
+  python train.py agent=sac env=dmc/cheetah-run seeds=[0,1,2] steps=500_000
+  python train.py agent=dqn env=atari/breakout interventions=[layer_norm,reset] replay_ratio=2 device=cuda
+  python train.py interventions=[reset] interventions.reset.when.every=5_000 agent.learning_rate=1e-4
+  python train.py -m env=dmc/walker-run,dmc/hopper-hop replay_ratio=1,4     every combination, one after the other
+  python train.py agent=der env=atari/pong --cfg job     show every setting of a run, start nothing
+""",
+    "-m testbeds": """\
+  python -m testbeds env=testbed/permuted_pixels seeds=[0,1,2] interventions=[l2_init]
+  python -m testbeds env=testbed/warm_start env.share=0.1 env.noise=0.5 agent.optimizer=sgd
+  python -m testbeds agent=regressor env=testbed/large_means env.offsets=[0,100] value=hl_gauss
+  python -m testbeds env=testbed/chunks net=resnet18 env.data=cifar10 env.folder=data/cifar10 device=cuda
+  python -m testbeds env=testbed/chunks --cfg job     show every setting of a run, start nothing
+""",
+}
 PAGE = """\
 usage: python {script} [GROUP=CHOICE] [OPTION=VALUE] ...
 
-  python {script}                                     a small run that shows learning within minutes
-  python {script} agent=sac env=dmc/cheetah-run seeds=[0,1,2] steps=500_000
-  python {script} agent=dqn env=atari/breakout interventions=[layer_norm,reset] replay_ratio=2 device=cuda
-  python {script} interventions=[reset] interventions.reset.when.every=5_000 agent.learning_rate=1e-4
-  python {script} -m env=dmc/walker-run,dmc/hopper-hop replay_ratio=1,4     every combination, one after the other
-  python {script} agent=der env=atari/pong --cfg job     show every setting of a run, start nothing
-
+{examples}
 groups, with settings GROUP.SETTING=VALUE
 {groups}
 
@@ -44,6 +55,7 @@ def page(script: str) -> str:
     width = max(map(len, lines), default=0)
     return PAGE.format(
         script=script,
+        examples=EXAMPLES[script],
         groups="\n".join(
             [_wrapped(group, rooms.choices(group)) for group in rooms.TABLES]
             + [

@@ -11,6 +11,7 @@ import torch
 
 from core.agent_session import AgentSession
 from core.command_line import load
+from core.config import main
 from core.optim import SGD
 from core.run import main as run_command
 from core.state import member
@@ -197,3 +198,18 @@ def test_what_does_not_fit_is_one_line_and_writes_nothing(tmp_path, arguments, l
     with pytest.raises(ValueError, match=line):
         testbeds.train(load([*arguments, "compile=false", f"run_dir={tmp_path / 'run'}"]))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_agent_that_does_not_act_is_one_line(tmp_path):
+    with pytest.raises(
+        ValueError, match="agent: classifier given; it does not act; supervised learners take env=testbed"
+    ):
+        AgentSession(load(["agent=classifier", "env=toy/chain", "compile=false", f"run_dir={tmp_path / 'run'}"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_help_page_of_testbeds_speaks_of_testbeds(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/testbeds/__main__.py", "--help"])
+    main(testbeds.train)
+    page = capsys.readouterr().out
+    assert page.startswith("usage: python -m testbeds [") and "env=testbed/warm_start" in page
