@@ -28,7 +28,7 @@ from images import load
 class Settings:
     """Options of an image classification MDP."""
 
-    data: str = option("digits", help="digits | mnist | cifar10 | cifar100 | svhn")
+    data: str = option("digits", help="digits | mnist | cifar10 | cifar100 | svhn | tiny_imagenet")
     folder: str = option("", help="where its files are; digits need none")
     steps: int = option(100, low=1, help="agent steps per episode; it is truncated then")
 

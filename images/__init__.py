@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.options import nearest
-from images import cifar, digits, mnist, svhn
+from images import cifar, digits, mnist, svhn, tiny_imagenet
 
 
 class Images(NamedTuple):
@@ -40,6 +40,7 @@ SETS: dict[str, Callable[[Path], Arrays]] = {
     "cifar10": cifar.read_10,
     "cifar100": cifar.read_100,
     "svhn": svhn.read,
+    "tiny_imagenet": tiny_imagenet.read,
 }
 
 
@@ -63,4 +64,5 @@ MAKERS = {
     "cifar10": "the binary version comes from https://www.cs.toronto.edu/~kriz/cifar.html",
     "cifar100": "the binary version comes from https://www.cs.toronto.edu/~kriz/cifar.html",
     "svhn": "format 2 comes from http://ufldl.stanford.edu/housenumbers",
+    "tiny_imagenet": "it comes from http://cs231n.stanford.edu/tiny-imagenet-200.zip",
 }

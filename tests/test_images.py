@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 
+import cv2
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -69,6 +70,32 @@ def test_svhn_is_read_from_its_matlab_files_and_ten_is_the_digit_zero(tmp_path):
     found = load("svhn", str(tmp_path))
     assert found.labels.tolist() == [1, 0, 9, 0]
     assert (found.train[3, 2] == images[:, :, 2, 3]).all()
+
+
+def write_tiny_imagenet(folder):
+    """Two classes; every picture is a colour, red channel first."""
+    (folder / "wnids.txt").write_text("n02\nn01\n")
+    (folder / "val" / "images").mkdir(parents=True)
+    for label, wnid in enumerate(("n02", "n01")):
+        (folder / "train" / wnid / "images").mkdir(parents=True)
+        for k in range(3):
+            colour = np.full((64, 64, 3), (10 * k, 100, 200 - 100 * label), np.uint8)  # blue, green, red
+            cv2.imwrite(str(folder / "train" / wnid / "images" / f"{wnid}_{k}.JPEG"), colour)
+    cv2.imwrite(str(folder / "val" / "images" / "val_0.JPEG"), np.full((64, 64, 3), 50, np.uint8))
+    (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn01\t0\t0\t62\t62\n")
+
+
+def test_tiny_imagenet_is_read_from_its_folders_and_its_validation_set_is_the_test_set(tmp_path):
+    write_tiny_imagenet(tmp_path)
+    found = load("tiny_imagenet", str(tmp_path))
+    assert found.train.shape == (6, 3, 64, 64) and found.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.test_labels.tolist() == [1] and abs(int(found.test[0, 0, 5, 5]) - 50) < 4
+    means = found.train.mean((2, 3))
+    assert np.abs(means[1] - [200, 100, 10]).max() < 4 and np.abs(means[5] - [100, 100, 20]).max() < 4
+    (tmp_path / "train" / "n01" / "images" / "n01_1.JPEG").write_bytes(b"nothing")
+    load.cache_clear()
+    with pytest.raises(ValueError, match="n01_1.JPEG is no image"):
+        load("tiny_imagenet", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "svhn"])

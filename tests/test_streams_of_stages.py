@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from core import rooms
+from core.randomness import host_generator
 from images import load
 
 DIGITS = load("digits")
@@ -107,3 +108,32 @@ def test_fewer_images_are_this_seeds_own():
     assert len(a.targets) == 100 and (a.targets != b.targets).any()
     with pytest.raises(ValueError, match="env.images: 2000 given; digits has 1437"):
         stream("permuted_pixels", images=2_000).at(0, 0)
+
+
+def test_slow_bits_stay_within_a_stage_and_the_others_are_random():
+    s = stream("slow_regression")
+    a, b = s.at(0, 0), s.at(0, 1)
+    assert (a.inputs[:, :15] == a.inputs[0, :15]).all() and (a.test_inputs[:, :15] == a.inputs[0, :15]).all()
+    assert abs(a.inputs[:, 15:].mean() - 0.5) < 0.02
+    assert (a.inputs[0, :15] != b.inputs[0, :15]).any()
+
+
+def test_with_flip_one_a_single_slow_bit_turns_round_at_every_change():
+    s = stream("slow_regression", flip="one")
+    slow = [s.slow(0, i) for i in range(20)]
+    assert all((a != b).sum() == 1 for a, b in zip(slow, slow[1:], strict=False))
+
+
+def test_what_is_imitated_is_a_network_of_threshold_units():
+    s = stream("slow_regression")
+    stage = s.at(3, 2)
+    generator = host_generator(3, "testbed/units")
+    w = generator.choice([-1.0, 1.0], (100, 20))
+    b, v = generator.choice([-1.0, 1.0], 100), generator.choice([-1.0, 1.0], 100)
+    for x, y in zip(stage.inputs[:20], stage.targets[:20], strict=True):
+        total = 0.0
+        for i in range(100):
+            threshold = 0.7 * 21 - (20 - sum(w[i]) + b[i]) / 2
+            total += v[i] * (sum(w[i] * x) + b[i] > threshold)
+        assert total == pytest.approx(y)
+    assert stage.targets.std() > 0.3

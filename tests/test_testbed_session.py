@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from core import rooms
 from core.agent_session import AgentSession
 from core.command_line import load
 from core.config import main
@@ -49,6 +50,15 @@ def test_every_stage_is_evaluated_at_its_end_with_all_three_scores(tmp_path):
     for row, pair in zip(stages, zip(found[::2], found[1::2], strict=True), strict=True):
         assert row["stage/online"] == [float(r["return"]) for r in pair]  # permuted pixels report online accuracy
         assert all(0.1 < online < train for online, train in zip(row["stage/online"], row["stage/train"], strict=True))
+
+
+@pytest.mark.parametrize("name", rooms.streams())
+def test_every_stream_can_be_learned_from(tmp_path, name):
+    agent = "regressor" if name in ("large_means", "slow_regression") else "classifier"
+    arguments = [f"agent={agent}", f"env=testbed/{name}", *SMALL, f"run_dir={tmp_path}"]
+    assert testbeds.train(load(arguments)) == 0
+    losses = [row[f"{agent}/loss"][0] for row in metrics(tmp_path) if f"{agent}/loss" in row]
+    assert len(rows(tmp_path)) == 3 and losses[1] < losses[0]  # the first forty updates are one stage
 
 
 def test_online_accuracy_is_the_mean_of_what_updates_report(tmp_path):

@@ -42,7 +42,7 @@ class Stream:
 class OfImages(Stream):
     """Streams over a labelled data set."""
 
-    data: str = option("digits", help="digits | mnist | cifar10 | cifar100 | svhn")
+    data: str = option("digits", help="digits | mnist | cifar10 | cifar100 | svhn | tiny_imagenet")
     folder: str = option("", help="where its files are; digits need none")
     images: int = option(0, low=0, help="training images, drawn once per seed; 0: all")
 
