@@ -37,8 +37,8 @@ def loop(config: Config, run) -> None:
         clock.step()
         run.note(run.engine.update(batch, clock))
         clock.update()
-        run.observe()
         run.rest()
+        run.observe()  # also what time has moved on to
 
         if run.stage_is_over or not clock.running or clock.passed(config.eval_every, "env_steps"):
             run.evaluate()

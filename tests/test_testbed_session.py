@@ -95,6 +95,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path, capsys, extra):
 
 def test_a_seed_that_is_right_rests_and_time_moves_on_when_all_do(tmp_path):
     arguments = ["env=testbed/warm_start", *SMALL, "seeds=[0,1,2]", "steps=800", "env.stage=400", "env.until=0.9"]
+    arguments += ["observe_every=400"]
     with TestbedSession(load([*arguments, f"run_dir={tmp_path}"])) as run:
         resting: dict[int, dict] = {}
         rest = run.rest
@@ -115,6 +116,8 @@ def test_a_seed_that_is_right_rests_and_time_moves_on_when_all_do(tmp_path):
     assert all(count % 22 == 0 for count in taken[:3])  # whole epochs of 718 images
     train = [value for row in metrics(tmp_path) if "stage/train" in row for value in row["stage/train"]]
     assert min(train) > 0.85
+    observed = [row["step"] for row in metrics(tmp_path) if "classifier/dead" in row]
+    assert observed == [400, 800]  # although nobody learned up to there
 
 
 def test_a_cold_start_is_a_reset_at_the_change(tmp_path):
