@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,6 @@ from core.signals import Stop
 TRAIN = [sys.executable, str(Path(__file__).parents[1] / "train.py")]
 TESTBEDS = [sys.executable, "-m", "testbeds"]
 PAUSE = 1.0  # seconds between two looks at the jobs
-STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGUSR1)  # exit codes of a run that was told to stop
 
 
 class Campaign:
@@ -26,7 +24,8 @@ class Campaign:
         self.ablation, self.launcher, self.workers, self.retries = ablation, launcher, workers, retries
         self.attempts = Attempts(ablation.out)
         self.attempts.forget()
-        self.jobs: dict[str, Job] = dict(launcher.standing())
+        names = {cell.name for cell in ablation.cells}
+        self.jobs: dict[str, Job] = {name: job for name, job in launcher.standing().items() if name in names}
 
     def run(self, stop: Stop, table: Table) -> None:
         """Until every cell is finished or given up, or `stop` is requested."""
@@ -67,9 +66,8 @@ class Campaign:
             code = job.code() if job else None
             if job and code is not None:
                 del self.jobs[cell.name]
-                if code not in STOPPED:
-                    cause = job.cause() or f"exit code {code}: {self._last_line(cell)}"
-                    self.attempts.add(cell, code, cause if code else "")
+                cause = job.cause() or f"exit code {code}: {self._last_line(cell)}"
+                self.attempts.add(cell, code, cause if code else "")
 
     def _last_line(self, cell: Cell) -> str:
         log = self.log(cell)

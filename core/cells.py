@@ -14,7 +14,9 @@ from core.ablation import Cell
 from core.checkpoint import checkpoints, step
 from core.config import WITHOUT_EFFECT, resolved
 from core.run_folder import CONFIG, DONE, LOCK, differing, read_config
+from core.signals import SIGNALS
 
+STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that was told to stop: no failure
 Status = Literal["planned", "broken", "running", "finished", "diverged"]
 
 
@@ -86,7 +88,7 @@ class Attempts:
     def _count(self, row: dict[str, Any]) -> None:
         if row["code"] == 0:
             self.failures.pop(row["cell"], None)
-        else:
+        elif row["code"] not in STOPPED:
             self.failures[row["cell"]].append(row["cause"])
 
 

@@ -160,7 +160,7 @@ class Engine:
                 continue
             for part in self.learner.parts.values():
                 if intervention in part.interventions:
-                    members = self.alive.nonzero().flatten().tolist()  # a frozen one has nothing left to change
+                    members = (self.alive & self.awake).nonzero().flatten().tolist()  # others are not touched
                     for i in members:
                         rows += self._event(intervention, part, i, clock, sample)
         return rows

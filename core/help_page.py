@@ -22,7 +22,7 @@ EXAMPLES = {
     "-m testbeds": """\
   python -m testbeds env=testbed/permuted_pixels seeds=[0,1,2] interventions=[l2_init]
   python -m testbeds env=testbed/warm_start env.share=0.1 env.noise=0.5 agent.optimizer=sgd
-  python -m testbeds agent=regressor env=testbed/large_means env.offsets=[0,100] value=hl_gauss
+  python -m testbeds agent=regressor env=testbed/large_means env.offsets=[0,5] value=hl_gauss
   python -m testbeds env=testbed/chunks net=resnet18 env.data=cifar10 env.folder=data/cifar10 device=cuda
   python -m testbeds env=testbed/chunks --cfg job     show every setting of a run, start nothing
 """,

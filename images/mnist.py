@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def _idx(path: Path, kind: int) -> np.ndarray:
     """An array of bytes: its kind, its shape, its contents, all big-endian."""
     packed = path.with_name(path.name + ".gz")
-    content = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+    try:
+        content = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"env.folder: {packed} is damaged ({error})") from error
     axes = kind & 0xFF
     size = 4 + 4 * axes
     if len(content) < size or struct.unpack(">I", content[:4])[0] != kind:

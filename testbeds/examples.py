@@ -21,7 +21,7 @@ class Examples:
     def __init__(self, stage: Stage, seed: int, name: str, flat: bool, device: str) -> None:
         self._seed, self._name, self._flat = seed, name, flat
         self._inputs, self._targets, self._test_inputs, self._test_targets = (
-            torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in stage
+            torch.from_numpy(np.array(part)).to(device) for part in stage
         )
         self._order = (-1, np.array([], np.int64))  # of the epoch with this number
 
@@ -55,8 +55,9 @@ class Examples:
         return self._batch(self._inputs[index], self._targets[index])
 
     def train(self, most: int) -> Iterator[Batch]:
-        """The training data, or the first so many of them, piece by piece."""
-        return self._pieces(self._inputs[:most], self._targets[:most])
+        """The training data, or about so many of them from first to last, piece by piece."""
+        step = -(-len(self) // most)
+        return self._pieces(self._inputs[::step], self._targets[::step])
 
     def test(self) -> Iterator[Batch]:
         return self._pieces(self._test_inputs, self._test_targets)

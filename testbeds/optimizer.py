@@ -21,6 +21,10 @@ class Training:
     batch_size: int = option(128, low=1, high=65_536, help="samples per update")
     evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else params")
 
+    def __post_init__(self) -> None:
+        if self.optimizer == "sgd" and self.adam_eps != Training.adam_eps:
+            raise ValueError(f"adam_eps={self.adam_eps:g} given; optimizer=sgd has none; leave it out")
+
     def optim(self) -> Adam:
         """The optimizer these settings describe."""
         make = {"adam": Adam, "sgd": SGD}[self.optimizer]

@@ -15,6 +15,7 @@ from core.randomness import Noise
 from core.spec import EnvSpec
 from core.state import Batch, States, Tensors, weights
 from nets.q_network import Predictor
+from nets.value import C51
 from testbeds.optimizer import Training
 
 
@@ -36,6 +37,10 @@ class Regressor:
         value,
         interventions: Sequence[Intervention] = (),
     ) -> None:
+        if isinstance(value, C51):
+            raise ValueError(
+                "value: c51 given; it learns from distributions, and targets here are numbers; use hl_gauss"
+            )
         self.settings, self.spec, self.value = settings, spec, value
         self.interventions = tuple(interventions)
         self.regressor = Part(
@@ -55,7 +60,6 @@ class Regressor:
         return {}
 
     def regressor_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
-        """C51 has no target of its own here: there is nothing to bootstrap from."""
         out, feats = self.regressor(params, b["obs"])
         loss = self.value.loss(out, b["target"]).mean()
         predicted = self.value.decode(out)

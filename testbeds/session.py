@@ -60,9 +60,16 @@ class TestbedSession(Session):
         ]
         if (config.replay_ratio, config.warmup) != (1, 0):
             raise ValueError(f"env={config.env}: has no replay; leave replay_ratio and warmup out")
+        if config.stream.tasks:
+            raise ValueError("stream.tasks: a supervised stream has stages of its own; leave it out")
+        if self.stream.until and not self.stream.classes:
+            raise ValueError(
+                f"env.until: {self.stream.until:g} given; there is no accuracy in regression; leave it out"
+            )
         self._enter(0)
         self.learner = assemble.agent(config, self._looks())
         self.evaluated = assemble.evaluated_role(self.learner)
+        self._check_support(clock_of(config, 1, self.stream.stage).switches + 1)
         members = len(config.seeds)
         self._online = torch.zeros(members, device=config.device)  # score, summed over the updates of this stage
         self._epoch = torch.zeros(members, device=config.device)  # and of this epoch
@@ -110,14 +117,16 @@ class TestbedSession(Session):
         if not self.stream.until:
             return
         size, done = self.config.agent.batch_size, self.clock.updates - self.task.start
-        batches = self._examples[0].per_epoch(size)
-        if done % batches:
+        batches = [examples.per_epoch(size) for examples in self._examples]
+        ending = [i for i, count in enumerate(batches) if done % count == 0]
+        if not ending:
             return
-        for i, score in enumerate((self._epoch / batches).tolist()):
-            if score >= self.stream.until and not self._taken[i]:
+        sums = self._epoch.tolist()
+        for i in ending:
+            if sums[i] / batches[i] >= self.stream.until and not self._taken[i]:
                 self._taken[i] = done
                 self.engine.awake[i] = False
-        self._epoch.zero_()
+            self._epoch[i] = 0
         if all(self._taken):
             left = min(self.stream.stage - done, self.clock.steps - self.clock.env_steps)
             self.clock.pass_by(left)
@@ -166,6 +175,20 @@ class TestbedSession(Session):
         self._examples = [
             Examples(self.stream.at(seed, index), seed, str(index), flat, config.device) for seed in config.seeds
         ]
+
+    def _check_support(self, stages: int) -> None:
+        """A histogram must hold every target of the run."""
+        value = self.config.value
+        if self.stream.classes or value.bins == 1:
+            return
+        for index in range(stages):
+            targets = self.stream.at(self.config.seeds[0], index).targets
+            low, high = float(targets.min()), float(targets.max())
+            if low < value.low or high > value.high:
+                raise ValueError(
+                    f"value.low, value.high: {value.low:g} and {value.high:g} given; targets of stage {index} lie "
+                    f"between {low:.3g} and {high:.3g}"
+                )
 
     def _looks(self) -> EnvSpec:
         """What the data look like to a network: "actions" are classes, or one number."""

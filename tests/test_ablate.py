@@ -121,6 +121,31 @@ def test_attempts_are_remembered_and_a_success_clears_them(file):
     assert Attempts(file.parent / "out").failures == {}
 
 
+def test_what_was_told_to_stop_is_told_of_and_not_counted(file):
+    (file.parent / "out").mkdir()
+    attempts, cell = Attempts(file.parent / "out"), cells(file)[0]
+    attempts.add(cell, 128 + signal.SIGTERM, "exit code 143")
+    assert attempts.failures == {} and "143" in attempts.path.read_text()
+
+
+class Queued:
+    """A launcher whose queue holds jobs of an earlier launch."""
+
+    workers, outlived = 3, True
+
+    def __init__(self, names):
+        self.names = names
+
+    def standing(self):
+        return dict.fromkeys(self.names)
+
+
+def test_a_job_of_a_cell_that_is_no_more_is_let_go(file):
+    ablation = read(file, file.parent / "out")
+    made = campaign.Campaign(ablation, Queued(["base on toy/chain", "gone on toy/chain"]), 3, 2)
+    assert list(made.jobs) == ["base on toy/chain"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -126,6 +126,16 @@ def test_a_truncated_idx_file_is_told(tmp_path):
         load("mnist", str(tmp_path))
 
 
+def test_a_download_that_broke_off_is_told(tmp_path):
+    write_mnist(tmp_path, packed=True)
+    path = tmp_path / "train-labels-idx1-ubyte.gz"
+    for content in (path.read_bytes()[:-9], b"<html>not found</html>"):
+        path.write_bytes(content)
+        load.cache_clear()
+        with pytest.raises(ValueError, match="train-labels-idx1-ubyte.gz is damaged"):
+            load("mnist", str(tmp_path))
+
+
 def test_a_misspelt_name_gets_the_nearest():
     with pytest.raises(ValueError, match="env.data: cifar given; did you mean cifar10?"):
         load("cifar")

@@ -197,9 +197,32 @@ def test_sgd_is_torchs(fused):
     assert float(slots["t"]["w"]) == 5
 
 
+@pytest.mark.parametrize("name", ["warm_start", "class_incremental"])
+def test_a_seed_that_rests_is_what_it_would_be_alone(tmp_path, name):
+    """Events leave it alone, and its epochs are its own: classes are not equally many."""
+    act = ["interventions=[shrink_and_perturb]", "interventions.shrink_and_perturb.when.every=30"]
+    arguments = [f"env=testbed/{name}", *SMALL, *act, "env.until=0.8", "env.stage=150", "steps=300"]
+    arguments += ["agent.batch_size=4"]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    assert testbeds.train(load([*arguments, "seeds=[0,1,2]", f"run_dir={together}"])) == 0
+    assert testbeds.train(load([*arguments, "seeds=[1]", f"run_dir={alone}"])) == 0
+    mine = [row for row in rows(together) if row["seed"] == "1"]
+    assert [row["length"] for row in mine] == [row["length"] for row in rows(alone)]
+    assert [row["return"] for row in mine] == [row["return"] for row in rows(alone)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["agent=regressor", "env=testbed/large_means", "value=c51"], "value: c51 given; it learns from distributions"),
+        (
+            ["agent=regressor", "env=testbed/large_means", "value=hl_gauss", "env.stage=100", "steps=300"],
+            r"value.low, value.high: -10 and 10 given; targets of stage 1 lie between",
+        ),
+        (["agent=regressor", "env=testbed/large_means", "env.until=0.9"], "env.until: 0.9 given; there is no accuracy"),
+        (["env=testbed/chunks", "stream.tasks=[testbed/chunks]"], "stream.tasks: a supervised stream has stages"),
+        (["env=testbed/chunks", "env.chunks=2_000"], "env.chunks: 2000 given; there are 1437 images"),
+        (["env=testbed/chunks", "agent.optimizer=sgd", "agent.adam_eps=0.1"], "adam_eps=0.1 given; optimizer=sgd"),
         (["env=testbed/large_means"], "agent: classifier given; env=testbed/large_means needs agent=regressor"),
         (["env=toy/chain", "agent=dqn"], "env: toy/chain given; agents are trained by python train.py"),
         (["env=testbed/chunks", "env.data=mnist"], "env.folder: none given"),

@@ -66,6 +66,8 @@ class Slurm:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         latest = {row["cell"]: row["job"] for row in rows}
         queued = self._queue.states()
+        if queued is None:
+            raise ValueError("launcher=slurm: squeue does not answer; jobs that are under way cannot be found")
         return {
             cell: SlurmJob(submitit.SlurmJob(self._folder, job_id), self._queue)
             for cell, job_id in latest.items()
@@ -77,28 +79,34 @@ class Queue:
     """What `squeue` says, asked at most once a second. (`sacct` would need accounting, which small clusters lack.)"""
 
     def __init__(self) -> None:
-        self._asked, self._states = 0.0, dict[str, str]()
+        self._asked = -PAUSE
+        self._states: dict[str, str] | None = None
 
-    def states(self) -> dict[str, str]:
-        """Job -> PENDING, RUNNING, ...; jobs that have ended are missing."""
-        if time.monotonic() - self._asked > PAUSE:
+    def states(self, since: float = 0.0) -> dict[str, str] | None:
+        """Job -> PENDING, RUNNING, ..., as it was at the moment `since` or later; jobs that have ended are missing.
+
+        None: the controller does not answer. It has not lost the jobs.
+        """
+        if self._asked <= since or time.monotonic() - self._asked > PAUSE:
             done = subprocess.run(["squeue", "--me", "-h", "-o", "%i %T"], capture_output=True, text=True)
-            if done.returncode == 0:  # a controller that does not answer has not lost the jobs
-                self._states = dict(line.split() for line in done.stdout.splitlines())
-                self._asked = time.monotonic()
+            answered = done.returncode == 0
+            self._states = dict(line.split() for line in done.stdout.splitlines()) if answered else None
+            self._asked = time.monotonic()
         return self._states
 
 
 class SlurmJob:
     def __init__(self, job, queue: Queue) -> None:
         self._job, self._queue = job, queue
+        self._submitted = time.monotonic()
         self._cause = ""
 
     def waiting(self) -> bool:
-        return self._queue.states().get(self._job.job_id) != "RUNNING"
+        return (self._queue.states(self._submitted) or {}).get(self._job.job_id) != "RUNNING"
 
     def code(self) -> int | None:
-        if self._job.job_id in self._queue.states():
+        states = self._queue.states(self._submitted)
+        if states is None or self._job.job_id in states:
             return None
         if not self._job.paths.result_pickle.exists():
             self._cause = f"job {self._job.job_id} left the queue without a result; see {self._job.paths.stderr}"

@@ -26,6 +26,8 @@ class Settings(OfImages):
 
     def at(self, seed: int, index: int) -> Stage:
         inputs, labels = self.training(seed)
+        if self.chunks > len(labels):
+            raise ValueError(f"env.chunks: {self.chunks} given; there are {len(labels)} images")
         index = min(index, self.chunks - 1)
         bounds = [len(labels) * i // self.chunks for i in (0 if self.keep == "all" else index, index + 1)]
         mine = slice(*bounds)
