@@ -166,6 +166,4 @@ CLAIMS = [
           - (d.last("two_hot_ln_0", "trainability") - d.last("two_hot_ln_99", "trainability")), PROBE),
     Claim("mdp", "At discount 0.99, two-hot targets with layer normalisation stay more trainable", LYLE,
           lambda d: d.last("two_hot_ln_99", "trainability") - d.last("mse_99", "trainability"), PROBE),
-    Claim("mdp", "So does C51 with layer normalisation", LYLE,
-          lambda d: d.last("c51_ln_99", "trainability") - d.last("mse_99", "trainability"), PROBE),
 ]  # fmt: skip
