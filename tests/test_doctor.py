@@ -9,6 +9,7 @@ import pytest
 from ale_py import roms
 
 from core import assemble, doctor
+from envs.atari import insert
 
 TINY = ["env=toy/chain", "agent=dqn", "compile=false", "net.width=16", "agent.batch_size=8", "steps=600", "warmup=50"]
 TINY_DMC = ["net.width=16", "agent.batch_size=8", "compile=false"]
@@ -51,6 +52,7 @@ def test_a_missing_rom(examine, monkeypatch):
         raise FileNotFoundError(f"Unable to find rom {name}")
 
     monkeypatch.setattr(roms, "get_rom_path", missing)
+    insert.cache_clear()  # another test may have opened the game
     code, faults, _ = examine("env=atari/pong", "agent=dqn", "compile=false")
     assert code == 10 and "atari/pong does not open" in faults["simulator"]
 
