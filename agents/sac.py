@@ -28,8 +28,8 @@ from core.part import Outcome, Part, descend
 from core.randomness import Noise
 from core.spec import EnvSpec
 from core.state import Batch, States, Tensors, weights
+from nets.body import Vectors
 from nets.mlp import Critics, GaussianActor, Temperature
-from nets.q_network import Vectors
 
 LOG_STD_LOW, LOG_STD_HIGH = -10.0, 2.0
 

@@ -71,8 +71,8 @@ def rows(graphs: bool) -> list[Row]:
     return [*wanted, Row(impala, 4, best, half[-1])]
 
 
-def engine_of(row: Row, device: str) -> tuple[Engine, Callable[[], object], Callable[[], object]]:
-    """-> (engine, one update, one decision)"""
+def calls_of(row: Row, device: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """-> (one update, one decision)"""
     learner = SIZES[row.size]()
     engine = Engine(learner, range(row.seeds), learner.settings.batch_size, device, row.way != "eager", row.precision)
     if row.way == "compiled" and isinstance(engine._run, Captured):
@@ -84,7 +84,7 @@ def engine_of(row: Row, device: str) -> tuple[Engine, Callable[[], object], Call
         engine.update(batch, clock)
         clock.update()
 
-    return engine, update, lambda: engine.act(seen, 0.1, "act", clock.updates)
+    return update, lambda: engine.act(seen, 0.1, "act", clock.updates)
 
 
 def measured(device: str, end: float, seconds: float) -> tuple[list[list[str]], dict[str, tuple[float, float]]]:
@@ -104,7 +104,7 @@ def measured(device: str, end: float, seconds: float) -> tuple[list[list[str]], 
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         began = time.monotonic()
-        _, update, decide = engine_of(row, device)
+        update, decide = calls_of(row, device)
         update()
         first = time.monotonic() - began
         found = interleaved({"update": update, "decision": decide}, 5, seconds)

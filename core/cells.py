@@ -72,7 +72,7 @@ class Attempts:
     def __init__(self, out: Path) -> None:
         self.path = out / "attempts.jsonl"
         self.failures: dict[str, list[str]] = defaultdict(list)  # cell -> causes, since its last success
-        for row in _rows(self.path):
+        for row in json_rows(self.path):
             self._count(row)
 
     def add(self, cell: Cell, code: int, cause: str) -> None:
@@ -92,7 +92,7 @@ class Attempts:
             self.failures[row["cell"]].append(row["cause"])
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def json_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a file of json lines; a last line that a power cut left unfinished is no row."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -104,5 +104,5 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _last_row(path: Path) -> dict[str, Any]:
-    rows = _rows(path)
+    rows = json_rows(path)
     return rows[-1] if rows else {}

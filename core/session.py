@@ -6,7 +6,7 @@ Nothing here decides when anything happens: that is the loop of train.py or `pyt
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from core import assemble
 from core.averages import Averages
@@ -72,7 +72,7 @@ class Session:
 
     # a run's life
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.stop.__enter__()
         self.progress.start()
         return self

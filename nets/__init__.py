@@ -1,6 +1,6 @@
 """Networks, and what their outputs mean. `NETS` and `VALUES` are the choices of the options `net` and `value`."""
 
-from nets.q_network import CNN, VGG16, Impala, Nature, ResNet18, Vectors
+from nets.body import CNN, VGG16, Impala, Nature, ResNet18, Vectors
 from nets.value import C51, HLGauss, Scalar, TwoHot
 
 NETS = {"mlp": Vectors, "nature": Nature, "impala": Impala, "cnn": CNN, "vgg16": VGG16, "resnet18": ResNet18}

@@ -15,7 +15,7 @@ from core.part import Outcome, Part, descend
 from core.randomness import Noise
 from core.spec import EnvSpec
 from core.state import Batch, States, Tensors, weights
-from nets.q_network import Predictor
+from nets.predictor import Predictor
 from testbeds.optimizer import Training
 
 

@@ -4,7 +4,6 @@ any bootstrapping (Lyle et al. 2024)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -14,24 +13,19 @@ from core.part import Outcome, Part, descend
 from core.randomness import Noise
 from core.spec import EnvSpec
 from core.state import Batch, States, Tensors, weights
-from nets.q_network import Predictor
+from nets.predictor import Predictor
 from nets.value import C51
 from testbeds.optimizer import Training
-
-
-@dataclass(frozen=True)
-class RegressorSettings(Training):
-    """Hyperparameters of a regressor."""
 
 
 class Regressor:
     """The learner; one part, `regressor`. Batches hold obs [B, *seen_shape] and target [B]."""
 
-    Settings = RegressorSettings
+    Settings = Training
 
     def __init__(
         self,
-        settings: RegressorSettings,
+        settings: Training,
         spec: EnvSpec,
         net: NetSpec,
         value,

@@ -15,7 +15,7 @@ from core.evaluation import Result
 from core.session import Session
 from core.spec import EnvSpec
 from core.state import Batch, Tensors, member
-from nets.q_network import Frames
+from nets.body import Frames
 from testbeds.examples import Examples
 
 MEASURED = 2_048  # examples that accuracy on training data is measured on, at most

@@ -69,7 +69,10 @@ def causes(out: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-@pytest.mark.skipif(not shutil.which("sinfo"), reason="no Slurm: docs/cluster.md says how to start one")
+@pytest.mark.skipif(
+    not shutil.which("sinfo"),
+    reason="no Slurm is installed here; docs/cluster.md",
+)
 def test_slurm_cells_are_found_again_requeued_and_restarted_and_end_in_the_same_bits(file, undisturbed):
     out = file.parent / "slurm"
     launcher = launch(file, out, "launcher=slurm", "launcher.cpus_per_task=1", "launcher.timeout_min=10")
@@ -85,7 +88,10 @@ def test_slurm_cells_are_found_again_requeued_and_restarted_and_end_in_the_same_
     assert digests(file, out) == undisturbed
 
 
-@pytest.mark.skipif(not shutil.which("sinfo"), reason="no Slurm: docs/cluster.md says how to start one")
+@pytest.mark.skipif(
+    not shutil.which("sinfo"),
+    reason="no Slurm is installed here; docs/cluster.md",
+)
 def test_a_slurm_job_that_is_preempted_saves_and_queues_itself_again(file, undisturbed):
     out = file.parent / "preempted"
     launcher = launch(file, out, "launcher=slurm", "launcher.cpus_per_task=1", "launcher.timeout_min=10")

@@ -15,7 +15,8 @@ from torch import nn
 from core.blueprint import NetSpec
 from nets import CNN, VGG16, Impala, Nature, ResNet18, Vectors
 from nets.mlp import MLP, Critics, GaussianActor, Temperature
-from nets.q_network import Predictor, QNetwork
+from nets.predictor import Predictor
+from nets.q_network import QNetwork
 
 ATARI = (4, 84, 84)
 SMALL = (2, 40, 36)

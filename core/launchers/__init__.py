@@ -15,6 +15,7 @@ from core.ablation import Cell
 from core.options import nearest
 
 NAMES = ("local", "slurm", "ray")
+WITHOUT_RESULT = 1  # exit code of a job that is gone and left none
 
 
 class Job(Protocol):

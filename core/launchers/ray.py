@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from core.ablation import Cell
-from core.launchers import numbers
+from core.launchers import WITHOUT_RESULT, numbers
 
-WITHOUT_RESULT = 1  # exit code of a task that died
 SETTINGS = ("address", "num_cpus", "num_gpus", "memory", "accelerator_type")
 
 

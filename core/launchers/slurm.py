@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 from core.ablation import Cell
-from core.launchers import numbers
+from core.cells import json_rows
+from core.launchers import WITHOUT_RESULT, numbers
 from core.launchers.local import started
 
 DAY = 1_440  # minutes; submitit's own default would end a run after five
 REQUEUES = 1_000  # a job may outlive its time as often
 PAUSE = 1.0  # seconds between two looks at a run, inside its job
-WITHOUT_RESULT = 1  # exit code of a job that left the queue without one
 
 
 def make(out: Path, options: dict[str, str]) -> Slurm:
@@ -62,9 +62,7 @@ class Slurm:
     def standing(self) -> dict[str, SlurmJob]:
         import submitit
 
-        path = self._folder / "jobs.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        latest = {row["cell"]: row["job"] for row in rows}
+        latest = {row["cell"]: row["job"] for row in json_rows(self._folder / "jobs.jsonl")}
         queued = self._queue.states()
         if queued is None:
             raise ValueError("launcher=slurm: squeue does not answer; jobs that are under way cannot be found")

@@ -1,0 +1,127 @@
+"""What stands before the outputs of value networks and supervised ones, and the blueprints that `net=` chooses from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from core.blueprint import Init, Layer, NetSpec, Norm, Section
+from core.options import option
+from core.state import Tensors
+from nets.conv import NatureEncoder
+from nets.conv_stack import SMALL, VGG_16, ConvStack
+from nets.impala import ImpalaEncoder
+from nets.mlp import Trunk
+from nets.resnet import ResNetEncoder
+
+Encoder = NatureEncoder | ImpalaEncoder | ConvStack | ResNetEncoder
+
+
+@dataclass(frozen=True)
+class Vectors(NetSpec):
+    """Hidden layers on vector observations."""
+
+
+@dataclass(frozen=True)
+class Frames(NetSpec):
+    """An encoder of stacked frames, then hidden layers."""
+
+    width: int = option(512, low=1, help="units of a hidden layer")
+    depth: int = option(1, low=0, help="hidden layers after the convolutions")
+    init: Init = option("xavier", help="orthogonal(sqrt 2), Glorot, torch's own")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> Encoder:
+        """A new encoder of frames [stack, H, W]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Nature(Frames):
+    """The Nature DQN's convolutions, then hidden layers. Defaults as Dopamine's Atari-100k agents."""
+
+    padding: Literal["same", "valid"] = option("same", help="of the convolutions: 7,744 features or 3,136")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> NatureEncoder:
+        return NatureEncoder(seen_shape, self.padding, self)
+
+
+@dataclass(frozen=True)
+class Impala(Frames):
+    """IMPALA's residual convolutions, then hidden layers. Defaults as BBF has them."""
+
+    width: int = option(2048, low=1, help="units of a hidden layer")
+    scale: int = option(4, low=1, help="factor on the channels 16, 32, 32 of the stages")
+    blocks: int = option(2, low=0, help="residual blocks per stage")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> ImpalaEncoder:
+        return ImpalaEncoder(seen_shape, self.scale, self.blocks, self)
+
+
+@dataclass(frozen=True)
+class CNN(Frames):
+    """Two convolutions of 5 x 5 with pools, then hidden layers: the small network of Kumar et al. 2023."""
+
+    width: int = option(100, low=1, help="units of a hidden layer")
+    depth: int = option(2, low=0, help="hidden layers after the convolutions")
+    init: Init = option("torch", help="orthogonal(sqrt 2), Glorot, torch's own")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> ConvStack:
+        return ConvStack(seen_shape, SMALL, 5, self)
+
+
+@dataclass(frozen=True)
+class VGG16(Frames):
+    """VGG-16 (Simonyan & Zisserman 2015), for images of any size. Glorot's weights would lose the signal on the way."""
+
+    width: int = option(4096, low=1, help="units of a hidden layer")
+    depth: int = option(2, low=0, help="hidden layers after the convolutions")
+    init: Init = option("orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> ConvStack:
+        return ConvStack(seen_shape, VGG_16, 3, self)
+
+
+@dataclass(frozen=True)
+class ResNet18(Frames):
+    """ResNet-18 with the stem for small images; batch normalisation as published, or net.norm=layer | none."""
+
+    depth: int = option(0, low=0, help="hidden layers after the mean over pixels")
+    init: Init = option("orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own")
+    norm: Norm = option("batch", help="between a layer and its activation")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> ResNetEncoder:
+        return ResNetEncoder(seen_shape, self)
+
+
+class Body(nn.Module):
+    """What stands before the outputs: an encoder where there are frames, and hidden layers."""
+
+    def __init__(self, seen_shape: tuple[int, ...], spec: NetSpec) -> None:
+        super().__init__()
+        image = len(seen_shape) > 1
+        if image != isinstance(spec, Frames):
+            fitting = "nature, impala, cnn, vgg16 or resnet18" if image else "mlp"
+            raise ValueError(f"net: observations of shape {seen_shape} do not fit; use net={fitting}")
+        self.encoder = spec.encoder(seen_shape) if isinstance(spec, Frames) else None
+        self.trunk = Trunk(self.encoder.n_out if self.encoder else seen_shape[0], spec)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        """[B, *seen_shape] -> last hidden layer [B, trunk.n_out], features of every layer."""
+        feats: Tensors = {}
+        if self.encoder:
+            x, f = self.encoder(x)
+            feats |= {f"encoder.{k}": v for k, v in f.items()}
+        x, f = self.trunk(x)
+        return x, feats | {f"trunk.{k}": v for k, v in f.items()}
+
+    def chain(self, heads: tuple[str, ...]) -> list[Layer]:
+        """Its layers, and the linear heads that read them."""
+        # with an encoder, everything after the convolutions is "the head", as DrQ and PLASTIC reset it
+        section: Section = "head" if self.encoder else "trunk"
+        chain = self.trunk.chain("trunk", section, heads)
+        if self.encoder:
+            first = chain[0].name if chain else heads[0]
+            chain = self.encoder.chain("encoder", (first,) if chain else heads) + chain
+        return [*chain, *(Layer(name, "linear", "head", output=True) for name in heads)]
