@@ -66,7 +66,8 @@ class AgentSession(Session):
         """A batch of every member, from a stream of its own; beside training's always uniform. Leaves [n, B, ...]."""
         settings, uniform = self.agent.settings, stream != "replay"
         size = size or settings.batch_size
-        return self.replay.sample(size, count, settings.n_step, settings.discount, stream, uniform)
+        progress = min(1.0, self.clock.updates / self.clock.total("updates"))
+        return self.replay.sample(size, count, settings.n_step, settings.discount, stream, uniform, progress)
 
     def enter_task(self) -> None:
         """The world changes: other environments, an empty replay unless configured otherwise; the learner stays."""

@@ -47,6 +47,7 @@ class Prioritised:
     capacity: int = option(1_000_000, low=1, help="agent steps kept per seed")
     alpha: float = option(0.5, low=0, high=1, help="priority = error^alpha; 0 samples uniformly")
     beta: float = option(0.5, low=0, high=1, help="importance weight = priority^-beta; 1 corrects in full")
+    beta_final: float | None = option(None, low=0, high=1, help="beta moves there over the run's updates; null: stays")
 
 
 REPLAYS = {"uniform": Uniform, "prioritised": Prioritised}

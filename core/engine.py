@@ -23,7 +23,7 @@ The host learns of it when it asks (`diverged`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class Agent(Learner, Protocol):
 
     def act_noise(self, episodes: int) -> dict[str, Noise]: ...
 
-    def act(self, s: States, obs: Tensor, explore: float, noise: Tensors, role: str) -> Tensor: ...
+    def act(self, s: States, obs: Tensor, explore: Any, noise: Tensors, role: str) -> Tensor: ...
 
 
 class Engine:
@@ -135,8 +135,11 @@ class Engine:
 
     # acting
 
-    def act(self, obs: np.ndarray, explore: float, stream: str, count: int, role: str = "params") -> np.ndarray:
-        """Actions for E episodes of each member. obs [n, E, *seen_shape] -> [n, E, *action_shape]."""
+    def act(self, obs: np.ndarray, explore: Any, stream: str, count: int, role: str = "params") -> np.ndarray:
+        """Actions for E episodes of each member. obs [n, E, *seen_shape] -> [n, E, *action_shape].
+
+        explore: what the agent's `explore(clock)` or `explore_eval` gave.
+        """
         agent = cast(Agent, self.learner)
         noise = draw_on_host(agent.act_noise(obs.shape[1]), self.seeds, stream, count)
         # a copy: NumPy's arrays start at any multiple of 16 bytes, and the bits of a matrix product depend on where

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Result(NamedTuple):
 
 
 def evaluate(
-    engine: Engine, lanes: Sequence[Lane], episodes: int, *, explore: float, role: str, stream: str
+    engine: Engine, lanes: Sequence[Lane], episodes: int, *, explore: Any, role: str, stream: str
 ) -> list[Result]:
     """Play `episodes` episodes with every member of the engine. -> results ordered by seed and episode.
 

@@ -31,3 +31,11 @@ def gradient(objective: Callable[[Tensors], tuple[Tensor, Aux]], params: Tensors
         total, aux = objective(leaves)
     grads = torch.autograd.grad(total, tuple(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, grads, strict=True)), tree_map(torch.detach, aux)
+
+
+def shortened(grads: Tensors, norm: Tensor, longest: float) -> Tensors:
+    """Gradients of joint length `norm`, scaled down to `longest` if longer (Pascanu et al. 2013); 0: as given."""
+    if not longest:
+        return grads
+    factor = (longest / (norm + 1e-6)).clamp(max=1.0)
+    return {k: g * factor for k, g in grads.items()}

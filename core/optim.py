@@ -29,6 +29,7 @@ class Adam:
     eps: float = 1e-8
     decay: float = 0.0  # decoupled weight decay
     decays: frozenset[str] | None = None  # names that decay; None: all tensors with more than one axis
+    clip_norm: float = 0.0  # gradients of the part longer than this are scaled down to it; 0: none are
     elementwise: bool = False  # a step count for every entry, so that single units can start anew
     hold: bool = False  # moments advance and weights stay: an intervention moves them
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from core.blueprint import PRE, NetSpec
-from core.gradients import gradient
+from core.gradients import gradient, shortened
 from core.intervention import Intervention, OptimizerRule
 from core.optim import Adam
 from core.randomness import Noise, fork_torch
@@ -246,6 +246,7 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
     grads, outcome = part.compiled_gradient(states, batch, noise)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]))
     outcome = outcome._replace(info=outcome.info | {f"{part.name}/grad_norm": norm})
+    grads = shortened(grads, norm, part.optim.clip_norm)
     if part.fused:
         alive = batch["alive"].logical_and_(norm.isfinite())
         part.optim.step_(s.params, grads, s.optim, skip=(~alive).float())

@@ -21,8 +21,8 @@ SMALLEST_ERROR = 1e-10
 class Priorities:
     """Priorities of `capacity` positions for n members; 0 means never to be sampled."""
 
-    def __init__(self, members: int, capacity: int, alpha: float, beta: float) -> None:
-        self.alpha, self.beta = alpha, beta
+    def __init__(self, members: int, capacity: int, alpha: float, beta: float, beta_final: float | None = None) -> None:
+        self.alpha, self.beta, self.beta_final = alpha, beta, beta if beta_final is None else beta_final
         self._blocks = -(-capacity // BLOCK)
         self._leaves = np.zeros((members * self._blocks, BLOCK), np.float32)
         self._sums = np.zeros((members, self._blocks), np.float64)
@@ -60,9 +60,10 @@ class Priorities:
         leaves = self._leaves[member * self._blocks + block].cumsum(1, dtype=np.float64)
         return block * BLOCK + np.minimum((leaves <= inside[:, None]).sum(1), BLOCK - 1)
 
-    def weights(self, priority: np.ndarray) -> np.ndarray:
-        """Importance weights, at most 1. [n, B] -> [n, B] float64"""
-        weight = priority.astype(np.float64) ** -self.beta
+    def weights(self, priority: np.ndarray, progress: float = 0.0) -> np.ndarray:
+        """Importance weights, at most 1. [n, B], share of the run that is over -> [n, B] float64"""
+        beta = self.beta + progress * (self.beta_final - self.beta)
+        weight = priority.astype(np.float64) ** -beta
         return weight / weight.max(1, keepdims=True)
 
     def clear(self) -> None:

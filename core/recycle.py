@@ -1,8 +1,8 @@
 """Units that begin life again: the one core of ReDo, continual backpropagation and self-normalised resets.
 
 A unit is a neuron of a dense layer or a channel of a convolution. What belongs to it: a row of its layer's weight and
-bias, its gain and shift in the normalisation behind, and a column (behind a flattened image: one per pixel; behind
-CReLU: one per half) of every layer that reads it.
+bias (and of their sigmas, in a noisy layer), its gain and shift in the normalisation behind, and a column (behind a
+flattened image: one per pixel; behind CReLU: one per half) of every layer that reads it.
 """
 
 from __future__ import annotations
@@ -54,10 +54,9 @@ def incoming(part: Part, params: Tensors, chosen: Chosen) -> Tensors:
     for layer in part.layers:
         if layer.name in chosen:
             for holder in filter(None, (layer.name, layer.norm)):
-                for k in (f"{holder}.weight", f"{holder}.bias"):
-                    if k in params:
-                        rows = chosen[layer.name].reshape(-1, *[1] * (params[k].ndim - 1))
-                        entries[k] = rows.expand_as(params[k])
+                for k in (k for k in params if k.startswith(f"{holder}.")):
+                    rows = chosen[layer.name].reshape(-1, *[1] * (params[k].ndim - 1))
+                    entries[k] = rows.expand_as(params[k])
     return entries
 
 
@@ -65,8 +64,8 @@ def outgoing(part: Part, params: Tensors, chosen: Chosen) -> Tensors:
     """Entries through which the chosen units are read. -> bool, by parameter name, in the parameters' shapes."""
     entries: Tensors = {}
     for layer in part.layers:
-        for reader in layer.readers if layer.name in chosen else ():
-            k = f"{reader}.weight"
+        readers = layer.readers if layer.name in chosen else ()
+        for k in (k for reader in readers for k in params if k.startswith(f"{reader}.") and params[k].ndim > 1):
             read = columns(chosen[layer.name], layer, params[k])
             mask = read.reshape(1, -1, *[1] * (params[k].ndim - 2)).expand_as(params[k])
             entries[k] = entries[k] | mask if k in entries else mask

@@ -45,10 +45,11 @@ class Replay:
         prioritised: bool = False,
         alpha: float = 0.5,
         beta: float = 0.5,
+        beta_final: float | None = None,
     ) -> None:
         self.spec, self.seeds, self.device = spec, tuple(seeds), torch.device(device)
         self.ring = Ring(spec, len(self.seeds), capacity, device)
-        self.priorities = Priorities(len(self.seeds), capacity, alpha, beta) if prioritised else None
+        self.priorities = Priorities(len(self.seeds), capacity, alpha, beta, beta_final) if prioritised else None
         self._members = np.arange(len(self.seeds))
         self._files: list[dict] = []  # what is on disk
         self._digests: dict[tuple[int, int, int], bytes] = {}  # of slots first to last of a member
@@ -114,8 +115,10 @@ class Replay:
         discount: float | np.ndarray = 0.99,
         stream: str = "replay",
         uniform: bool = False,
+        progress: float = 0.0,
     ) -> Batch:
         """Draw number `draw` of a stream. n_step, discount: one number, [n] or [n, B]. uniform: despite priorities.
+        progress: share of the run that is over, for beta.
 
         -> obs, next_obs [n, B, *seen_shape]; action [n, B, ...]; reward, discount, weight [n, B] float32;
         index [n, B] int64, absolute slot numbers. Raises ValueError if a member has nothing to sample.
@@ -133,7 +136,7 @@ class Replay:
         frames = ring.stacks(member, np.stack([start, start + steps])).view(2, *shape, *self.spec.seen_shape)
         weight = np.ones(shape)
         if priorities:
-            weight = priorities.weights(priorities.get(member, start % ring.capacity).reshape(shape))
+            weight = priorities.weights(priorities.get(member, start % ring.capacity).reshape(shape), progress)
 
         def tensor(values: np.ndarray, dtype: str) -> Tensor:
             values = values.astype(dtype, copy=False).reshape(shape + values.shape[1:])

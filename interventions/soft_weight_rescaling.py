@@ -67,9 +67,9 @@ class SoftWeightRescaling(Intervention):
             if layer.output and self.keep_output:
                 factor, here = 1 / scale, one
             if chosen:
-                new[weight] = factor * s.params[weight]
-                if bias in names:
-                    new[bias] = here * s.params[bias]
+                for k, by in ((weight, factor), (bias, here), (f"{weight}_sigma", factor), (f"{bias}_sigma", here)):
+                    if k in names:
+                        new[k] = by * s.params[k]
                 if layer.kind != "norm" and layer.norm:
                     for k, power in (("running_mean", 1), ("running_var", 2)):
                         if f"{layer.norm}.{k}" in s.buffers:

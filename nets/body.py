@@ -98,30 +98,41 @@ class ResNet18(Frames):
 class Body(nn.Module):
     """What stands before the outputs: an encoder where there are frames, and hidden layers."""
 
-    def __init__(self, seen_shape: tuple[int, ...], spec: NetSpec) -> None:
+    def __init__(self, seen_shape: tuple[int, ...], spec: NetSpec, noisy: float = 0.0) -> None:
         super().__init__()
         image = len(seen_shape) > 1
         if image != isinstance(spec, Frames):
             fitting = "nature, impala, cnn, vgg16 or resnet18" if image else "mlp"
             raise ValueError(f"net: observations of shape {seen_shape} do not fit; use net={fitting}")
         self.encoder = spec.encoder(seen_shape) if isinstance(spec, Frames) else None
-        self.trunk = Trunk(self.encoder.n_out if self.encoder else seen_shape[0], spec)
+        self.n_encoded = self.encoder.n_out if self.encoder else seen_shape[0]
+        self.trunk = Trunk(self.n_encoded, spec, noisy)
+
+    def encoded(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        """[B, *seen_shape] -> [B, n_encoded] and the encoder's features; vectors as they are."""
+        if not self.encoder:
+            return x, {}
+        x, feats = self.encoder(x)
+        return x, {f"encoder.{k}": v for k, v in feats.items()}
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensors]:
         """[B, *seen_shape] -> last hidden layer [B, trunk.n_out], features of every layer."""
-        feats: Tensors = {}
-        if self.encoder:
-            x, f = self.encoder(x)
-            feats |= {f"encoder.{k}": v for k, v in f.items()}
+        x, feats = self.encoded(x)
         x, f = self.trunk(x)
         return x, feats | {f"trunk.{k}": v for k, v in f.items()}
 
     def chain(self, heads: tuple[str, ...]) -> list[Layer]:
         """Its layers, and the linear heads that read them."""
+        return self.paths({"trunk": heads})[0]
+
+    def paths(self, heads: dict[str, tuple[str, ...]]) -> list[list[Layer]]:
+        """Through the encoder and each of these trunks, by name, to the linear heads that read it."""
         # with an encoder, everything after the convolutions is "the head", as DrQ and PLASTIC reset it
         section: Section = "head" if self.encoder else "trunk"
-        chain = self.trunk.chain("trunk", section, heads)
+        hidden = [getattr(self, trunk).chain(trunk, section, mine) for trunk, mine in heads.items()]
+        encoder: list[Layer] = []
         if self.encoder:
-            first = chain[0].name if chain else heads[0]
-            chain = self.encoder.chain("encoder", (first,) if chain else heads) + chain
-        return [*chain, *(Layer(name, "linear", "head", output=True) for name in heads)]
+            firsts = [(chain[0].name,) if chain else mine for chain, mine in zip(hidden, heads.values(), strict=True)]
+            encoder = self.encoder.chain("encoder", tuple(name for names in firsts for name in names))
+        last = [[Layer(name, "linear", "head", output=True) for name in mine] for mine in heads.values()]
+        return [[*encoder, *chain, *output] for chain, output in zip(hidden, last, strict=True)]

@@ -36,16 +36,17 @@ class Output(nn.Linear):
     with targets that differ by less than bfloat16 can tell."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _exact(x, self.weight, self.bias)
+        return exact(x, self.weight, self.bias)
 
 
 def outputs(x: Tensor, *layers: Output) -> Tensor:
     """What small last layers of equal size make of the same features, as one product. [B, d] -> [B, layers, units]"""
     weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-    return _exact(x, weight, bias).unflatten(-1, (len(layers), -1))
+    return exact(x, weight, bias).unflatten(-1, (len(layers), -1))
 
 
-def _exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear map in float32, whatever the precision around it."""
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(weight.dtype), weight, bias)
 

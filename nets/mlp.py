@@ -13,18 +13,22 @@ from core.randomness import beside
 from core.state import Tensors
 from nets.activations import Dropout, activation, halves
 from nets.layers import Output, hidden, hidden_chain, initialise, normalisation, outputs, units
+from nets.noisy import NoisyLinear
 
 
 class Trunk(nn.Module):
-    """Hidden layers: [linear, norm, activation, dropout] x depth. [B, n_in] -> [B, n_out]."""
+    """Hidden layers: [linear, norm, activation, dropout] x depth. [B, n_in] -> [B, n_out].
 
-    def __init__(self, n_in: int, spec: NetSpec) -> None:
+    `noisy`: sigma_0 of noisy layers; 0 for plain ones.
+    """
+
+    def __init__(self, n_in: int, spec: NetSpec, noisy: float = 0.0) -> None:
         super().__init__()
         width = units(spec.width, spec)
         self.acts = nn.ModuleList(activation(spec, (width,)) for _ in range(spec.depth))
         widths = [n_in] + [halves(spec) * width] * spec.depth
         self.spec, self.n_out = spec, widths[-1]
-        self.layers = nn.ModuleList(initialise(nn.Linear(a, width), spec.init) for a in widths[:-1])
+        self.layers = nn.ModuleList(dense(a, width, spec, noisy) for a in widths[:-1])
         self.norms = nn.ModuleList(normalisation(width, spec) for _ in self.layers)
         self.drops = nn.ModuleList(Dropout((self.n_out,), spec.dropout) for _ in self.layers if spec.dropout)
         if spec.auxiliary:
@@ -45,6 +49,11 @@ class Trunk(nn.Module):
         """Its layers as the network that holds it under `prefix` sees them."""
         names = [(f"{prefix}.layers.{i}", f"{prefix}.norms.{i}", f"{prefix}.h{i}") for i in range(self.spec.depth)]
         return hidden_chain(names, "linear", section, readers, self.spec)
+
+
+def dense(n_in: int, n_out: int, spec: NetSpec, noisy: float = 0.0) -> nn.Linear:
+    """A hidden layer as newly drawn; with noise if sigma_0 = `noisy` is not 0."""
+    return NoisyLinear(n_in, n_out, noisy) if noisy else initialise(nn.Linear(n_in, n_out), spec.init)
 
 
 class MLP(nn.Module):

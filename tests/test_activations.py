@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from learners import BATCH, CONTROL, FRAMES, VECTOR, batch_for, classifier, dqn, engine, equal, run, sac
 
+from agents.dqn import Exploration
 from core.clock import Clock
 from core.intervention import Intervention
 from core.options import build
@@ -258,7 +259,7 @@ def test_an_event_and_a_decision_see_the_network_in_evaluation(masks):
     assert len(seen) == 1 and torch.equal(*seen[0])
     obs = batch_for(VECTOR, (0,))["obs"]
     q = e.learner.q(weights(member(e.states, 0)["q"]), obs[0])[0][..., 0]
-    assert (e.act(obs.numpy(), 0.0, "act", 0)[0] == q.argmax(-1).numpy()).all()
+    assert (e.act(obs.numpy(), Exploration(0.0, False), "act", 0)[0] == q.argmax(-1).numpy()).all()
 
 
 @masking

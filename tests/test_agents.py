@@ -15,7 +15,9 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 from torch.utils._pytree import tree_map
 
 from agents import DQN, SAC
+from agents.dqn import Exploration
 from core.clock import Clock
+from core.gradients import shortened
 from core.randomness import Noise, draw
 from core.state import member
 from nets import C51, VALUES, Nature, Scalar, TwoHot, Vectors
@@ -137,25 +139,25 @@ def test_epsilon_falls_from_1_after_warm_up(step, expected):
     """Warm-up 2,000, decay 2,001, final 0: the vector of Dopamine's linearly decaying epsilon."""
     agent = dqn(spec=VECTOR, epsilon_decay=2001, epsilon_final=0.0)
     clock = replace(STEPS, warmup=2000, agent_steps=step)
-    assert agent.explore(clock) == pytest.approx(expected, abs=1e-6)
+    assert agent.explore(clock).epsilon == pytest.approx(expected, abs=1e-6)
 
 
 def test_epsilon_is_dopamines_formula_everywhere():
     agent = dqn(spec=VECTOR, epsilon_decay=500, epsilon_final=0.1)
     for step in range(0, 1500, 37):
         left = min(max((500 + 200 - step) / 500, 0), 1)
-        assert agent.explore(replace(STEPS, warmup=200, agent_steps=step)) == pytest.approx(0.1 + 0.9 * left)
+        assert agent.explore(replace(STEPS, warmup=200, agent_steps=step)).epsilon == pytest.approx(0.1 + 0.9 * left)
 
 
 def test_epsilon_begins_anew_with_a_task():
     agent = dqn(spec=VECTOR, epsilon_decay=10, epsilon_final=0.0)
     clock = replace(STEPS, warmup=5, agent_steps=40)
-    assert agent.explore(clock) == 0
+    assert agent.explore(clock).epsilon == 0
     clock.enter_task()
-    assert agent.explore(clock) == 1
+    assert agent.explore(clock).epsilon == 1
     for _ in range(10):
         clock.step()
-    assert agent.explore(clock) == pytest.approx(0.5)
+    assert agent.explore(clock).epsilon == pytest.approx(0.5)
 
 
 def acting_noise(episodes, count=0):
@@ -169,14 +171,14 @@ def test_without_exploration_dqn_is_greedy():
     s, obs = born(agent), torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
     for role, params in (("params", s["q"].params), ("target", s["q"].copies["target"])):
         q = agent.q(params, obs)[0][..., 0].tolist()
-        actions = agent.act(s, obs, 0.0, acting_noise(200), role)
+        actions = agent.act(s, obs, Exploration(0.0, False), acting_noise(200), role)
         assert actions.dtype == torch.int64
         assert actions.tolist() == [row.index(max(row)) for row in q]
 
 
 def test_with_full_exploration_dqn_is_uniform():
     agent = dqn(spec=VECTOR)
-    actions = agent.act(born(agent), torch.zeros(30_000, 5), 1.0, acting_noise(30_000), "params")
+    actions = agent.act(born(agent), torch.zeros(30_000, 5), Exploration(1.0, False), acting_noise(30_000), "params")
     counts = torch.bincount(actions, minlength=3)
     assert len(counts) == 3 and stats.chisquare(counts.numpy()).pvalue > 1e-3
 
@@ -184,8 +186,8 @@ def test_with_full_exploration_dqn_is_uniform():
 def test_epsilon_is_the_share_of_random_actions():
     agent = dqn(spec=VECTOR)
     s, obs = born(agent), torch.zeros(30_000, 5)
-    greedy = int(agent.act(s, obs[:1], 0.0, acting_noise(1), "params"))
-    actions = agent.act(s, obs, 0.3, acting_noise(30_000), "params")
+    greedy = int(agent.act(s, obs[:1], Exploration(0.0, False), acting_noise(1), "params"))
+    actions = agent.act(s, obs, Exploration(0.3, False), acting_noise(30_000), "params")
     assert (actions != greedy).float().mean().item() == pytest.approx(0.3 * 2 / 3, abs=0.01)
 
 
@@ -193,7 +195,7 @@ def test_random_actions_are_valid_at_both_ends_of_the_noise():
     agent = dqn(spec=VECTOR)
     below_one = torch.nextafter(torch.ones(()), torch.zeros(()))
     noise = {"explore": torch.zeros(2), "action": torch.stack([torch.zeros(()), below_one])}
-    assert agent.act(born(agent), torch.zeros(2, 5), 1.0, noise, "params").tolist() == [0, 2]
+    assert agent.act(born(agent), torch.zeros(2, 5), Exploration(1.0, False), noise, "params").tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("make, spec", [(dqn, FRAMES), (sac, CONTROL)], ids=["dqn", "sac"])
@@ -202,7 +204,8 @@ def test_acting_is_a_function_of_its_arguments(make, spec):
     s, obs = born(agent), batch(spec)["obs"]
     noise = {k: torch.full(n.shape, 0.3) for k, n in agent.act_noise(BATCH).items()}
     before = torch.get_rng_state()
-    assert torch.equal(agent.act(s, obs, 0.5, noise, "params"), agent.act(s, obs, 0.5, noise, "params"))
+    explore = agent.explore(STEPS)
+    assert torch.equal(agent.act(s, obs, explore, noise, "params"), agent.act(s, obs, explore, noise, "params"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -485,3 +488,65 @@ def test_the_optimizer_in_place_takes_the_steps_of_the_one_by_values(make):
     run(fused, 3)
     run(plain, 3)
     assert largest_difference(fused.states, plain.states) < 1e-5
+
+
+# options of the pixel agents
+
+
+def gradients(**settings):
+    agent = dqn(**settings)
+    states = {"q": agent.q.birth(0)}
+    grads, outcome = agent.q.gradient(states, batch(FRAMES) | {"update": torch.tensor(1)}, {})
+    return agent, grads, outcome
+
+
+@pytest.mark.parametrize("streams", ["shared", "separate"])
+def test_the_gradient_into_the_encoder_is_scaled_and_nothing_else(streams):
+    agent, plain, old = gradients(streams=streams)
+    _, scaled, new = gradients(streams=streams, encoder_gradient=0.7071)
+    torch.testing.assert_close(new.loss, old.loss)
+    for name, grad in plain.items():
+        torch.testing.assert_close(scaled[name], grad * (0.7071 if name.startswith("encoder") else 1.0))
+
+
+def test_separate_streams_have_hidden_layers_of_their_own():
+    """V + A - mean A, by hand from the two streams' own features; a layer of one stream feeds its own head alone."""
+    agent, _, outcome = gradients(streams="separate", value=C51())
+    states = {"q": agent.q.birth(0)}
+    p, b = states["q"].params, batch(FRAMES)
+    out, feats = agent.q(p, b["obs"])
+    a = F.linear(feats["trunk.h0"], p["advantage.weight"], p["advantage.bias"]).unflatten(-1, (3, 51))
+    v = F.linear(feats["value_trunk.h0"], p["value.weight"], p["value.bias"])[:, None]
+    torch.testing.assert_close(out, v + a - a.mean(1, keepdim=True))
+    readers = {layer.name: layer.readers for layer in agent.q.layers}
+    assert readers["encoder.convs.2"] == ("trunk.layers.0", "value_trunk.layers.0")
+    assert readers["trunk.layers.0"] == ("advantage",) and readers["value_trunk.layers.0"] == ("value",)
+
+
+def test_a_gradient_that_is_too_long_is_scaled_to_the_limit():
+    grads = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+    norm = torch.tensor(5.0)
+    short = shortened(grads, norm, 1.0)
+    assert [float(g) for g in short.values()] == pytest.approx([0.6, 0.8], rel=1e-5)
+    assert shortened(grads, norm, 0.0) is grads
+    assert [float(g) for g in shortened(grads, norm, 6.0).values()] == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_clipping_is_torchs(compile):
+    """Against torch.optim.Adam and torch's clip_grad_norm_, where every gradient is too long."""
+    agent = dqn(spec=VECTOR, clip_norm=0.01)
+    e = engine(agent, (0,), compile=compile)
+    net = {k: p.clone().requires_grad_() for k, p in e._members[0]["q"].params.items()}
+    optim = torch.optim.Adam(net.values(), lr=1e-4, eps=1.5e-4)
+    for i in range(3):
+        b = {k: v[0] for k, v in batch_for(VECTOR, [0], i).items()}
+        target = b["reward"] + b["discount"] * agent.value.decode(agent.q(net, b["next_obs"])[0]).amax(-1)
+        q = agent.value.decode(agent.q(net, b["obs"])[0]).gather(1, b["action"][:, None])[:, 0]
+        optim.zero_grad()
+        F.huber_loss(q, target.detach()).backward()
+        assert torch.nn.utils.clip_grad_norm_(net.values(), 0.01) > 0.01
+        optim.step()
+    run(e, 3)
+    for name, value in e._members[0]["q"].params.items():
+        torch.testing.assert_close(value, net[name].detach(), rtol=1e-4, atol=1e-7)

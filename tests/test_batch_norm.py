@@ -196,8 +196,8 @@ def test_a_decision_does_not_depend_on_who_else_decides(make, spec):
     run(e, 2)
     obs = batch_for(spec, (0,))["obs"].numpy()
     before = clone(e.states)
-    together = e.act(obs, 0.0, "act", 0)
-    alone = [e.act(obs[:, i : i + 1], 0.0, "act", 0)[0, 0] for i in range(BATCH)]
+    together = e.act(obs, e.learner.explore_eval, "act", 0)
+    alone = [e.act(obs[:, i : i + 1], e.learner.explore_eval, "act", 0)[0, 0] for i in range(BATCH)]
     assert abs(together[0] - alone).max() < 1e-5 and equal(before, e.states)
 
 

@@ -66,7 +66,7 @@ def test_an_update_is_compiled_once_and_never_again_whatever_happens_between(mak
     with torch._dynamo.config.patch(error_on_recompile=True):
         run(e, 4, clock)
         seen = batch_for(spec, e.seeds)["obs"][:, :1].numpy()
-        e.act(seen, 0.5, "act", 0)
+        e.act(seen, e.learner.explore_eval, "act", 0)
         e.alive[0] = False
         run(e, 4, clock)
     assert counters["stats"]["unique_graphs"] == compiled and not counters["graph_break"]

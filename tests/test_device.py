@@ -29,7 +29,7 @@ class Guard(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def without_autocast(monkeypatch):
     """torch knows none for this device."""
-    monkeypatch.setattr(nets.layers, "_exact", F.linear)
+    monkeypatch.setattr(nets.layers, "exact", F.linear)
 
 
 def updated(learner, spec) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_leaves
 
+from agents.dqn import Exploration
 from core.assemble import evaluated_role
 from core.clock import Clock
 from core.options import build
@@ -229,7 +230,7 @@ def test_the_average_can_act():
     obs, s = batch_for(VECTOR, (0,), 9)["obs"], member(e.states, 0)["q"]
     for role, numbers in (("average", s.copies["average"]), ("params", s.params)):
         expected = e.learner.q(numbers, obs[0])[0][..., 0].argmax(-1)
-        assert (e.act(obs.numpy(), 0.0, "eval", 0, role)[0] == expected.numpy()).all()
+        assert (e.act(obs.numpy(), Exploration(0.0, False), "eval", 0, role)[0] == expected.numpy()).all()
     assert not torch.equal(*(e.learner.q(x, obs[0])[0] for x in (s.copies["average"], s.params)))
 
 

@@ -8,6 +8,7 @@ import torch
 from learners import VECTOR, batch_for, dqn, engine, equal, largest_difference, run, sac
 from torch.utils._pytree import tree_leaves
 
+from agents.dqn import Exploration
 from core.assemble import evaluated_role
 from core.clock import Clock
 from core.events import Context
@@ -200,7 +201,7 @@ def test_the_tortoise_can_act():
         chosen = getattr(e.states["q"], weights)
         params = {k: p[0] for k, p in (chosen[role] if weights == "copies" else chosen).items()}
         expected = e.learner.q(params, torch.from_numpy(obs[0]))[0][..., 0].argmax(-1)
-        assert np.array_equal(e.act(obs, 0.0, "eval", 0, role)[0], expected.numpy())
+        assert np.array_equal(e.act(obs, Exploration(0.0, False), "eval", 0, role)[0], expected.numpy())
 
 
 # the target network as the tortoise

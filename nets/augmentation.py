@@ -1,0 +1,71 @@
+"""Augmentation of stacked frames: a random shift, and a random brightness.
+
+    shift        edge-replicate `shift` pixels on each side, then crop the old size at a random place
+    intensity    frames (1 + intensity clip(N(0, 1), -2, 2))
+
+One draw per stack of frames: what moves, moves together. Source: DrQ (Kostrikov et al. 2021, section 3.1) for the
+shift; SPR and the Atari agents for the brightness, as in BBF's `drq_image_aug` (verified: pad 4, scale 0.05). Where
+sources differ: crops start at 0..2 shift inclusive, as kornia has it; the JAX code never draws the last one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.options import option
+from core.randomness import Noise
+from core.state import Batch, Tensors
+
+SEEN = ("obs", "next_obs")  # what of a batch is augmented, each with a draw of its own
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to the frames of a batch before the loss sees them; nothing by default."""
+
+    shift: int = option(0, low=0, help="pixels a stack of frames may move in each direction; 4 as published")
+    intensity: float = option(0.0, low=0, help="deviation of a stack's brightness; 0.05 as published on Atari")
+
+    def __bool__(self) -> bool:
+        return bool(self.shift or self.intensity)
+
+    def noise(self, batch_size: int) -> dict[str, Noise]:
+        """Random numbers one update takes."""
+        drawn = {}
+        for name in SEEN if self.shift else ():
+            drawn[f"shift/{name}"] = Noise("uniform", (batch_size, 2))
+        for name in SEEN if self.intensity else ():
+            drawn[f"intensity/{name}"] = Noise("normal", (batch_size,))
+        return drawn
+
+    def __call__(self, batch: Batch, noise: Tensors) -> Batch:
+        """The batch with other frames: uint8 [B, stack, H, W], or float32 in the same units where brightness varies."""
+        changed = {}
+        for name in SEEN if self else ():
+            frames = batch[name]
+            if self.shift:
+                frames = shifted(frames, noise[f"shift/{name}"], self.shift)
+            if self.intensity:
+                factor = 1 + self.intensity * noise[f"intensity/{name}"].clamp(-2, 2)
+                frames = frames * factor[:, None, None, None]
+            changed[name] = frames
+        return batch | changed
+
+
+def shifted(frames: Tensor, fraction: Tensor, pixels: int) -> Tensor:
+    """Each stack moved by up to so many pixels, its edges repeated. [B, C, H, W], fraction [B, 2] -> [B, C, H, W].
+
+    The fraction, in (0, 1), chooses among 2 pixels + 1 places of the crop, rows first; pixels are copied, never mixed.
+    """
+    count, channels, height, width = frames.shape
+    place = (fraction * (2 * pixels + 1)).long()
+    device = frames.device
+    rows = (torch.arange(height, device=device) + place[:, :1] - pixels).clamp(0, height - 1)
+    left, right = (frames[..., edge, None].expand(count, channels, height, pixels) for edge in (0, -1))
+    crops = torch.cat([left, frames, right], -1).unfold(-1, width, 1)  # a view: [B, C, H, places, W]
+    sample = torch.arange(count, device=device)[:, None, None]
+    channel = torch.arange(channels, device=device)[:, None]
+    return crops[sample, channel, rows[:, None], place[:, 1, None, None]]  # whole rows are copied
