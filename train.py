@@ -33,19 +33,21 @@ def loop(config: Config, run) -> None:
         if run.stream.at(clock.env_steps).index != run.task.index:  # the world changes
             run.enter_task()
 
-        if clock.warm:
-            seen = run.envs.observation[:, None]  # one episode per seed: [n, 1, ...]
-            action = engine.act(seen, agent.explore(clock), "act", clock.agent_steps, agent.settings.act_with)[:, 0]
-        else:
-            action = run.random_action()
-        frame = run.envs.frame
-        step = run.envs.step(action)
-        replay.add(frame, action, step.reward, step.terminal, step.ended, step.next_obs)
-        clock.step()
-        run.note_episodes(step.episodes)
+        if not clock.updates_due():  # else the run was stopped among them, or begins with them
+            if clock.warm:
+                seen = run.envs.observation[:, None]  # one episode per seed: [n, 1, ...]
+                action = engine.act(seen, agent.explore(clock), "act", clock.agent_steps, agent.settings.act_with)[:, 0]
+            else:
+                action = run.random_action()
+            frame = run.envs.frame
+            step = run.envs.step(action)
+            replay.add(frame, action, step.reward, step.terminal, step.ended, step.next_obs)
+            clock.step()
+            run.note_episodes(step.episodes)
 
-        updates = clock.updates_due() if clock.warm else 0
-        for left in reversed(range(updates)):
+        for left in reversed(range(clock.updates_due())):
+            if run.stop.requested:
+                break
             batch = run.sample("replay", clock.updates)
             metrics = engine.update(batch, clock)
             replay.update_priorities(batch["index"], metrics.pop("priority"))
@@ -54,6 +56,8 @@ def loop(config: Config, run) -> None:
             run.observe()
             if left:
                 run.intervene("updates")
+        if clock.updates_due():
+            continue
 
         # a step's evaluation comes before its events: a score is never taken within a recovery
         if clock.passed(config.eval_every, "env_steps") or not clock.running:

@@ -93,7 +93,7 @@ class DQN:
                 decay=settings.weight_decay,
                 clip_norm=settings.clip_norm,
             ),
-            logits=value.bins > 1,
+            logits=value.logits,
             decode=value.decode,
             greedy=True,
             copies=("target",),

@@ -11,9 +11,11 @@ import numpy as np
 from core import assemble
 from core.config import Config, clock_of
 from core.evaluation import LANES, evaluate, mean_scores
+from core.offline import OfflineData, mixed
 from core.randomness import host_generator
 from core.rehearsal import blank
 from core.replay import Replay
+from core.run_options import Priming
 from core.session import Session
 from core.spec import Env, Episode
 from core.state import Batch
@@ -46,6 +48,12 @@ class AgentSession(Session):
         assemble.check_role(self.agent, settings.act_with, "act_with")
         self.evaluated = assemble.evaluated_role(self.agent)
         replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config, spec))
+        self.offline = None
+        if config.offline.data:
+            self.offline = OfflineData(config.offline.data, spec, config.seeds, config.device)
+            if replay.moments:
+                raise ValueError("agent.standardise: the moments of offline.data are not known; leave one of them out")
+        _check_priming(config.priming, settings.n_step + 1, self.offline is not None)
         clock = clock_of(config, spec.action_repeat)
         super().__init__(config, self.agent, clock, blank(spec, settings.batch_size), replay)
 
@@ -67,7 +75,22 @@ class AgentSession(Session):
         settings, uniform = self.agent.settings, stream != "replay"
         size = size or settings.batch_size
         progress = min(1.0, self.clock.updates / self.clock.total("updates"))
-        return self.replay.sample(size, count, settings.n_step, settings.discount, stream, uniform, progress)
+        returns = (settings.n_step, settings.discount)
+        elsewhere = self._from_elsewhere(size, uniform)
+        batches = []
+        if elsewhere < size:
+            batches.append(self.replay.sample(size - elsewhere, count, *returns, stream, uniform, progress))
+        if self.offline and elsewhere:
+            batches.append(self.offline.sample(elsewhere, count, *returns, f"offline/{stream}"))
+        return mixed(batches)
+
+    def _from_elsewhere(self, size: int, uniform: bool) -> int:
+        """How many samples of a batch are offline data: a share in training, all before the first step."""
+        if not self.offline:
+            return 0
+        if self.clock.agent_steps == 0:
+            return size
+        return 0 if uniform else round(self.config.offline.share * size)
 
     def enter_task(self) -> None:
         """The world changes: other environments, an empty replay unless configured otherwise; the learner stays."""
@@ -136,3 +159,11 @@ class AgentSession(Session):
     def _vector(self, envs: list[Env], stream: str) -> Any:
         """Environments in lock-step whose episodes come from `stream`."""
         return importlib.import_module("envs.vector").Vector(envs, self.config.seeds, stream)
+
+
+def _check_priming(priming: Priming, window: int, offline: bool) -> None:
+    """Raises ValueError if there is nothing to learn from when it begins. window: agent steps that make one sample."""
+    if priming.updates and priming.after < window and not (offline and priming.after == 0):
+        raise ValueError(
+            f"priming.after: {priming.after} given; expected at least {window}, or 0 with offline.data=FILE.npz"
+        )

@@ -42,6 +42,7 @@ def replay_options(config: Config, spec: EnvSpec) -> dict[str, Any]:
     return dataclasses.asdict(settings) | {
         "capacity": min(settings.capacity, fillable),
         "prioritised": isinstance(settings, Prioritised),
+        "standardise": getattr(config.agent, "standardise", False),
     }
 
 

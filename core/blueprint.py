@@ -11,8 +11,9 @@ from core.options import option
 from core.state import Tensors
 
 Section = Literal["encoder", "trunk", "head"]
+SECTIONS = ("encoder", "trunk", "head", "output")  # words that select layers
 Kind = Literal["linear", "conv", "norm"]
-Init = Literal["orthogonal", "xavier", "torch"]
+Init = Literal["orthogonal", "orthogonal_1", "xavier", "he", "torch"]
 Norm = Literal["none", "layer", "batch"]
 PRE = ".pre"  # a layer's pre-activations are features too, under its key with this behind it
 
@@ -47,7 +48,7 @@ class NetSpec:
 
     width: int = option(256, low=1, help="units of a hidden layer")
     depth: int = option(2, low=0, help="hidden layers")
-    init: Init = option("orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own")
+    init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
     norm: Norm = option("none", help="between a layer and its activation")
     norm_axes: Literal["image", "channel"] = option("image", help="of a convolution: (C, H, W), or C at each pixel")
     activation: Literal["relu", "crelu", "aid"] = option("relu", help="of hidden layers")
@@ -55,6 +56,10 @@ class NetSpec:
     dropout: float = option(0.0, low=0, high=1, help="share of a dense layer's features that are zeroed in training")
     units: float = option(1.0, above=0, help="factor on the units of every hidden layer")
     auxiliary: int = option(0, low=0, help="linear heads on the last hidden layer, beside the output")
+
+    def acting(self) -> NetSpec:
+        """The blueprint of an actor beside critics of this one."""
+        return self
 
 
 class Network(Protocol):

@@ -19,6 +19,8 @@ class Clock:
     action_repeat: int = 1
     task_length: int = 0  # env steps of every task but the last; 0: there is one task
     switches: int = 0  # task switches of the whole run, if it is long enough
+    primed: int = 0  # updates made all at once, beyond those of the replay ratio
+    primed_after: int = 0  # agent steps before them
     env_steps: int = 0
     agent_steps: int = 0
     updates: int = 0
@@ -48,7 +50,7 @@ class Clock:
         switches = min(self.switches, (self.steps - 1) // self.task_length) if self.task_length else 0
         if unit == "updates":  # every task warms up anew
             last = self.steps - switches * self.task_length
-            return switches * self._updates_within(self.task_length) + self._updates_within(last)
+            return self.primed + switches * self._updates_within(self.task_length) + self._updates_within(last)
         totals = {"env_steps": self.steps, "agent_steps": math.ceil(self.steps / self.action_repeat)}
         return (totals | {"tasks": switches + 1})[unit]
 
@@ -60,8 +62,11 @@ class Clock:
         return self._owed(math.ceil(env_steps / self.action_repeat) - self.warmup)
 
     def updates_due(self) -> int:
-        """Updates owed at this agent step: replay_ratio per step after warm-up, fractions carried, never caught up."""
+        """Updates owed at this agent step: replay_ratio per step after warm-up, fractions carried, never caught up; and
+        those of priming once its step has come."""
         owed = self._owed(self.task_steps - self.warmup)
+        if not self.tasks and self.agent_steps >= self.primed_after:
+            owed += self.primed
         return max(0, owed - (self.updates - self.task_updates))
 
     def _owed(self, trained: int) -> int:

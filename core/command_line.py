@@ -28,9 +28,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core import rooms
-from core.config import BadConfig, Config, Run, check_device, from_plain, resolved
+from core.config import BadConfig, Config, check_device, from_plain, resolved
 from core.options import nearest, no_such_setting, plain, settings, show
 from core.rooms import CONFIGS, choices
+from core.run_options import NESTED, Run
 
 GROUPS = ("agent", "net", "value", "replay", "env", "interventions")
 EXAMPLE = "as in agent=sac env=dmc/walker-walk steps=100_000"
@@ -75,6 +76,7 @@ def load(argv: Sequence[str]) -> Config:
 def register(argv: Iterable[str] = ()) -> None:
     """Put everything that can be chosen into Hydra's store; `argv` may name Gymnasium environments."""
     OmegaConf.register_new_resolver("at_most", _at_most, replace=True)
+    OmegaConf.register_new_resolver("pixel_repeat", rooms.pixel_repeat, replace=True)
     _register_rooms()
     for arg in argv:
         if arg.startswith("env="):
@@ -118,7 +120,7 @@ def _register_env(name: str) -> None:
 def _schema() -> DictConfig:
     """Every option with its default, and the groups. Inside groups any name may be set; building them judges it."""
     tree = OmegaConf.create(plain(Run()) | {group: {} for group in GROUPS})
-    for name in (*GROUPS, "stream"):
+    for name in (*GROUPS, *NESTED):
         OmegaConf.set_struct(tree[name], False)
     return tree
 
@@ -202,7 +204,7 @@ def _check_overrides(overrides: Sequence[Override], multirun: bool) -> None:
             continue
         if root not in names:
             raise BadConfig(no_such_setting(root, names))
-        if key != root and root not in (*GROUPS, "stream"):
+        if key != root and root not in (*GROUPS, *NESTED):
             raise BadConfig(f"{key}: {root} is an option without settings; write {root}=VALUE")
         if override.is_sweep_override() and not multirun:
             raise BadConfig(f"{key}: several values given; write a list as [a,b], or add -m to run once with each")

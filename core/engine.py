@@ -49,7 +49,8 @@ Sample = Callable[[str, int], Batch]  # (stream, count) -> a batch [n, B, ...]
 
 
 class Learner(Protocol):
-    """What the engine asks of an agent or a testbed; everything for one seed."""
+    """What the engine asks of an agent or a testbed; everything for one seed. One whose parts carry each other's
+    weights also has `tied(states, newborn) -> States`: called at birth and after events, it makes them agree."""
 
     parts: dict[str, Part]
     interventions: tuple[Intervention, ...]
@@ -84,6 +85,8 @@ class Engine:
         births = [{name: part.birth(seed, device) for name, part in learner.parts.items()} for seed in seeds]
         self.states: States = stack(births)
         self._members = [member(self.states, i) for i in range(len(seeds))]  # views; the storage never moves
+        for newborn in self._members:
+            self._tie(newborn, newborn=True)
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
         self.awake = torch.ones_like(self.alive)  # a member that rests is not trained; whoever sets it wakes it up
         self.loss_noise = learner.noise(batch_size)  # of losses alone: what the networks take in evaluation
@@ -109,8 +112,8 @@ class Engine:
     def update(self, batch: Batch, clock: Clock) -> Tensors:
         """One update of every member. batch: leaves [n, B, ...] -> what the update reports, leaves [n, ...]."""
         n = len(self.seeds)
-        count = self._count(clock.updates + 1)
-        return self._run(self.states, batch | {"update": count.expand(n)}, count)
+        counts = self._counts(clock, clock.updates + 1)
+        return self._run(self.states, batch | {k: c.expand(n) for k, c in counts.items()}, counts["update"])
 
     def _batched(self, states: States, batch: Batch, count: Tensor) -> Tensors:
         noise = draw(self.noise, self._keys, count)
@@ -141,13 +144,13 @@ class Engine:
         explore: what the agent's `explore(clock)` or `explore_eval` gave.
         """
         agent = cast(Agent, self.learner)
-        noise = draw_on_host(agent.act_noise(obs.shape[1]), self.seeds, stream, count)
+        drawn = draw_on_host(agent.act_noise(obs.shape[1]), self.seeds, stream, count)
+        noise = {name: tensor.to(self.device, non_blocking=True) for name, tensor in drawn.items()}
         # a copy: NumPy's arrays start at any multiple of 16 bytes, and the bits of a matrix product depend on where
         seen = torch.tensor(obs, device=self.device)
         with torch.inference_mode():
             actions = [
-                agent.act(self._members[i], seen[i], explore, _to(member(noise, i), self.device), role)
-                for i in range(len(self.seeds))
+                agent.act(self._members[i], seen[i], explore, member(noise, i), role) for i in range(len(self.seeds))
             ]
             return torch.stack(actions).cpu().numpy()
 
@@ -186,17 +189,23 @@ class Engine:
         row = entry(intervention, part, seed, clock, old, new)
         if new is not old:
             write(old, clone(new))
+            self._tie(states)
         return [row | found]
+
+    def _tie(self, states: States, newborn: bool = False) -> None:
+        if hasattr(self.learner, "tied"):
+            for name, state in self.learner.tied(states, newborn).items():
+                write(states[name], state)
 
     def context(
         self, intervention: Intervention, part: Part, i: int, states: States, clock: Clock, sample: Sample
     ) -> Context:
-        stream, count = f"event/{intervention.name}/{part.name}", self._count(clock.updates)
+        stream, counts = f"event/{intervention.name}/{part.name}", self._counts(clock, clock.updates)
 
         def draw_batch(number: int) -> tuple[Batch, Tensors]:
             name = f"{stream}/{number}" if number else stream
-            batch = member(sample(name, clock.updates), i) | {"update": count}
-            noise = draw(self.loss_noise, self._keys_of(name), count)
+            batch = member(sample(name, clock.updates), i) | counts
+            noise = draw(self.loss_noise, self._keys_of(name), counts["update"])
             return batch, member(noise, i)
 
         control = intervention.control
@@ -209,14 +218,16 @@ class Engine:
 
         -> {"part/name": [n], or [n, height, width] for a matrix} on the host; nan for a member that overflows.
         """
-        n, count = len(self.seeds), self._count(clock.updates)
+        n, counts = len(self.seeds), self._counts(clock, clock.updates)
         size = next(iter(batch.values())).shape[1]
-        noise = draw(self.learner.noise(size), self._keys_of("observe"), count)  # without masks: as in evaluation
+        noise = draw(
+            self.learner.noise(size), self._keys_of("observe"), counts["update"]
+        )  # without masks: as in evaluation
         found: list[Tensors] = []
         for i in range(n):
             mine: Tensors = {}
             states = self._members[i]
-            seen = member(batch, i) | {"update": count, "alive": self.alive[i]}
+            seen = member(batch, i) | counts | {"alive": self.alive[i]}
             for part in self.learner.parts.values():
                 if not part.layers:
                     continue
@@ -248,9 +259,10 @@ class Engine:
         self.alive.copy_(saved["alive"])
         self.awake.copy_(saved["awake"])
 
-    def _count(self, updates: int) -> Tensor:
-        """A number on the device, without waiting for it."""
-        return torch.full((), updates, device=self.device)
+    def _counts(self, clock: Clock, updates: int) -> Batch:
+        """Where the run is, for losses that depend on it: numbers on the device, without waiting for it."""
+        counts = {"update": updates, "step": clock.agent_steps}
+        return {name: torch.full((), count, device=self.device) for name, count in counts.items()}
 
     def _keys_of(self, stream: str) -> dict[str, Tensor]:
         return {name: keys_tensor(self.seeds, f"{stream}/{name}").to(self.device) for name in self.noise}
@@ -271,10 +283,6 @@ def _finite(info: Tensors) -> Tensor:
     """Whether an update went well, by its gradient norms. -> [] or [n] bool."""
     norms = [value for name, value in info.items() if name.endswith("/grad_norm")]
     return torch.stack(norms).isfinite().all(0)
-
-
-def _to(tensors: Tensors, device: torch.device) -> Tensors:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 def _check_same_tree(mine: States, saved: States) -> None:

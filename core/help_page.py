@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from core import rooms
-from core.config import Run
 from core.options import plain, settings, show
+from core.run_options import NESTED, Run
 
 EXAMPLES = {
     "train.py": """\
@@ -75,10 +75,11 @@ def page(script: str) -> str:
 
 def _options() -> Iterator[str]:
     fields, defaults = settings(Run), plain(Run())
-    stream = defaults.pop("stream")
+    nested = {name: defaults.pop(name) for name in NESTED}
     rows = [(f"{name}={show(value)}", fields[name]) for name, value in defaults.items()]
-    inner = settings(type(Run().stream))
-    rows += [(f"stream.{name}={show(value)}", inner[name]) for name, value in stream.items()]
+    for group, values in nested.items():
+        inner = settings(type(getattr(Run(), group)))
+        rows += [(f"{group}.{name}={show(value)}", inner[name]) for name, value in values.items()]
     width = max(len(left) for left, _ in rows)
     for left, field in rows:
         yield f"  {left:<{width}}  {field.metadata['help']}"

@@ -10,6 +10,7 @@ and may have the tensor's own shape, so that an intervention can restart single 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Adam:
     b2: float = 0.999
     eps: float = 1e-8
     decay: float = 0.0  # decoupled weight decay
-    decays: frozenset[str] | None = None  # names that decay; None: all tensors with more than one axis
+    decays: frozenset[str] | Literal["matrices", "all"] = "matrices"  # what decays: names, or tensors with two axes
     clip_norm: float = 0.0  # gradients of the part longer than this are scaled down to it; 0: none are
     elementwise: bool = False  # a step count for every entry, so that single units can start anew
     hold: bool = False  # moments advance and weights stay: an intervention moves them
@@ -97,7 +98,8 @@ class Adam:
         torch._foreach_sub_(t, [skip] * len(t))
 
     def _decay(self, name: str, p: Tensor) -> float:
-        return self.decay if (p.ndim > 1 if self.decays is None else name in self.decays) else 0.0
+        chosen = self.decays == "all" or (p.ndim > 1 if self.decays == "matrices" else name in self.decays)
+        return self.decay if chosen else 0.0
 
 
 @dataclass(frozen=True)

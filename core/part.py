@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from core.blueprint import PRE, NetSpec
+from core.blueprint import PRE, SECTIONS, NetSpec
 from core.gradients import gradient, shortened
 from core.intervention import Intervention, OptimizerRule
 from core.optim import Adam
@@ -116,7 +116,7 @@ class Part:
     # names
 
     def names(self, where: Iterable[str] = ("all",)) -> list[str]:
-        """Parameter names selected by sections, "output", "all" or patterns, in the network's order."""
+        """Parameter names by sections (of a part without layers: all of it), "output", "all" or patterns, in order."""
         every = list(self.shapes)
         chosen: set[str] = set()
         for word in where:
@@ -131,9 +131,9 @@ class Part:
         return [name for name in every if name in chosen]
 
     def _select(self, word: str, every: list[str]) -> list[str]:
-        if word == "all":
+        if word == "all" or (word in SECTIONS and not self.layers):
             return every
-        if word in ("encoder", "trunk", "head", "output"):
+        if word in SECTIONS:
             layers = [la for la in self.layers if (la.output if word == "output" else la.section == word)]
             prefixes = tuple(layer.name + "." for layer in layers)
             return [name for name in every if name.startswith(prefixes)]

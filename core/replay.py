@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.moments import Moments
 from core.priorities import Priorities
 from core.randomness import host_generator
 from core.replay_ring import CLOSING, STEP, TERMINAL, Ring
@@ -46,10 +47,12 @@ class Replay:
         alpha: float = 0.5,
         beta: float = 0.5,
         beta_final: float | None = None,
+        standardise: bool = False,
     ) -> None:
         self.spec, self.seeds, self.device = spec, tuple(seeds), torch.device(device)
         self.ring = Ring(spec, len(self.seeds), capacity, device)
         self.priorities = Priorities(len(self.seeds), capacity, alpha, beta, beta_final) if prioritised else None
+        self.moments = Moments(len(self.seeds), *spec.obs_shape) if standardise else None
         self._members = np.arange(len(self.seeds))
         self._files: list[dict] = []  # what is on disk
         self._digests: dict[tuple[int, int, int], bytes] = {}  # of slots first to last of a member
@@ -80,6 +83,8 @@ class Replay:
         life); ended: the episode is over, and `next_obs` is what it ended in (read only then).
         """
         self._append(self._members, obs, action, reward, np.where(terminal, TERMINAL, STEP))
+        if self.moments:
+            self.moments.add(np.asarray(obs))
         over = np.flatnonzero(ended)
         if over.size:
             self._close(over, next_obs)
@@ -118,10 +123,11 @@ class Replay:
         progress: float = 0.0,
     ) -> Batch:
         """Draw number `draw` of a stream. n_step, discount: one number, [n] or [n, B]. uniform: despite priorities.
-        progress: share of the run that is over, for beta.
+        progress: share of the run that is over.
 
         -> obs, next_obs [n, B, *seen_shape]; action [n, B, ...]; reward, discount, weight [n, B] float32;
-        index [n, B] int64, absolute slot numbers. Raises ValueError if a member has nothing to sample.
+        index [n, B] int64, absolute slot numbers; with `standardise` obs_mean, obs_var [n, d]. Raises ValueError if a
+        member has nothing to sample.
         """
         shape, ring, priorities = (len(self.seeds), batch_size), self.ring, None if uniform else self.priorities
         member = self._members.repeat(batch_size)
@@ -150,7 +156,7 @@ class Replay:
             "discount": tensor(np.where(terminal, 0.0, discount**steps), "float32"),
             "weight": tensor(weight.ravel(), "float32"),
             "index": tensor(start, "int64"),
-        }
+        } | (self.moments.tensors(self.device) if self.moments else {})
 
     def update_priorities(self, index: Tensor, error: Tensor) -> None:
         """Remember how wrong the samples were. index, error [n, B]; the bare loss or TD error, see core/priorities.py.
@@ -236,6 +242,7 @@ class Replay:
         ring = self.ring
         self._files = save_chunks(ring, folder, self._files)
         saved: dict[str, Any] = {"files": [dict(file) for file in self._files]}
+        saved |= {"moments": self.moments.state_dict() if self.moments else None}
         saved |= {"count": ring.count.tolist(), "oldest": ring.oldest.tolist(), "priorities": None}
         if self.priorities:
             members = [torch.from_numpy(self._live(self.priorities, m)) for m in range(ring.members)]
@@ -246,6 +253,8 @@ class Replay:
         """Bring back what `save` returned. Raises ValueError naming a file that is missing or damaged."""
         if self.priorities and saved["priorities"] is None:
             raise ValueError("the checkpoint's replay has no priorities; resume it with replay=uniform")
+        if self.moments:
+            self.moments.load_state_dict(saved["moments"])
         ring = self.ring
         ring.count[:], ring.first[:] = saved["count"], saved["oldest"]
         load_chunks(ring, folder, saved["files"])
@@ -280,10 +289,7 @@ class Replay:
 
 
 def _hash(fields: dict[str, np.ndarray]) -> bytes:
-    digest = hashlib.sha256()
-    for values in fields.values():
-        digest.update(values.tobytes())
-    return digest.digest()
+    return hashlib.sha256(b"".join(values.tobytes() for values in fields.values())).digest()
 
 
 def _per_sample(value, shape: tuple[int, int], dtype: type) -> np.ndarray:

@@ -27,6 +27,7 @@ class Ring:
     def __init__(self, spec: EnvSpec, members: int, capacity: int, device: str = "cpu") -> None:
         self.members, self.capacity = members, capacity
         self.stack = spec.stack if spec.is_image else 1
+        self.repeat_first = spec.repeat_first
         rows = members * capacity
         shape = (rows + 1, math.prod(spec.obs_shape))  # the last row stays zero: the frame before the first
         self.obs = torch.empty(
@@ -75,15 +76,16 @@ class Ring:
         self.first = self.count.copy()
 
     def stacks(self, member: np.ndarray, slot: np.ndarray) -> Tensor:
-        """What the agent saw at these slots; frames before the first of an episode or life are zeros.
+        """What the agent saw at these slots; before the first frame of an episode or life stands what the spec says.
 
         member, slot: broadcastable. -> [*slot.shape, stack, values of one observation] on the device
         """
         rows = self.rows(member, slot)[..., None]
         if self.stack > 1:
             back = np.arange(self.stack - 1, -1, -1)
-            earlier = self.rows(member[..., None], slot[..., None] - back)
-            rows = np.where(back <= self.age[rows], earlier, len(self.obs) - 1)
+            age = self.age[rows]
+            earlier = self.rows(member[..., None], slot[..., None] - np.minimum(back, age))
+            rows = earlier if self.repeat_first else np.where(back <= age, earlier, len(self.obs) - 1)
         frames = torch.index_select(self.obs, 0, torch.from_numpy(rows.ravel()).to(self.obs.device, non_blocking=True))
         return frames.view(*rows.shape, -1)
 

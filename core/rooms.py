@@ -18,7 +18,7 @@ TABLES = {  # of each group: modules, and what their tables are called
     "agent": (("agents", "AGENTS"), ("testbeds", "LEARNERS")),
     "net": (("nets", "NETS"),),
     "value": (("nets", "VALUES"),),
-    "replay": (("core.config", "REPLAYS"),),
+    "replay": (("core.run_options", "REPLAYS"),),
 }
 
 
@@ -70,6 +70,11 @@ def env_settings(name: str) -> type | None:
     if not (ROOT / "envs" / f"{family}.py").exists():
         return None
     return getattr(importlib.import_module(f"envs.{family}"), "Settings", None)
+
+
+def pixel_repeat(env: str) -> int:
+    """Env steps per agent step that the benchmarks from pixels give a task, as "dmc/cheetah-run"."""
+    return importlib.import_module("envs.dmc").PIXEL_REPEATS.get(env.partition("/")[2], 2)
 
 
 @functools.cache

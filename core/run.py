@@ -4,6 +4,7 @@ python -m core.run digest RUN_DIR    one line "component sha256" each: are two r
 python -m core.run verify RUN_DIR    one line per file that is not as it was written; exit code 1 if there is one
                                      (checkpoints, replay and records by digest; the folder's yaml and json are read)
 python -m core.run evaluate RUN_DIR [episodes=10] [video=FILE.mp4]    play the trained policy
+python -m core.run export RUN_DIR [to=FILE.npz]    write what its replay holds, for offline.data=FILE.npz of another run
 """
 
 from __future__ import annotations
@@ -77,7 +78,22 @@ def evaluate(folder: Path, episodes: str = "10", video: str = "") -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"digest": digest, "verify": verify, "evaluate": evaluate}
+def export(folder: Path, to: str = "data.npz") -> int:
+    """Write the transitions of all seeds' replays, as of the newest checkpoint."""
+    from core import offline  # torch and the simulators, only here
+
+    found = offline.export(folder, Path(to))
+    count, episodes = len(found["ends"]), int(found["ends"].sum())
+    print(f"{to}: {count:,} transitions, {episodes:,} episodes, mean return {found['rewards'].sum() / episodes:.1f}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "digest": digest,
+    "verify": verify,
+    "evaluate": evaluate,
+    "export": export,
+}
 
 
 def main(argv: list[str]) -> int:

@@ -8,6 +8,7 @@ one minibatch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,11 +20,14 @@ class EnvSpec:
     """What an environment looks like to replay, networks and agents."""
 
     name: str  # "atari/pong", "dmc/walker-walk", "gym/CartPole-v1", "toy/chain"
-    obs_shape: tuple[int, ...]  # one observation as it is stored: (84, 84) for a frame, (24,) for a vector
+    obs_shape: tuple[
+        int, ...
+    ]  # one observation as it is stored: (84, 84) or (3, 84, 84) for a frame, (24,) for a vector
     obs_dtype: str  # "uint8" for frames, "float32" for vectors
     num_actions: int = 0  # discrete actions; 0 means continuous
     action_dim: int = 0  # continuous actions in [-1, 1]; 0 means discrete
-    stack: int = 1  # frames the agent sees at once; before an episode's (or life's) first frame they are zeros
+    stack: int = 1  # frames the agent sees at once
+    repeat_first: bool = False  # what stands before an episode's (or life's) first frame: itself, or zeros
     action_repeat: int = 1  # env steps per agent step
     clip_rewards: bool = False  # the learner sees rewards clipped to [-1, 1]; reported returns never are
 
@@ -33,8 +37,11 @@ class EnvSpec:
 
     @property
     def seen_shape(self) -> tuple[int, ...]:
-        """Shape of what the agent sees: (stack, H, W) for frames, (d,) for vectors."""
-        return (self.stack, *self.obs_shape) if self.is_image else self.obs_shape
+        """Shape of what the agent sees: (stack, H, W) for frames, (3 stack, H, W) in colour, (d,) for vectors."""
+        if not self.is_image:
+            return self.obs_shape
+        *colours, height, width = self.obs_shape
+        return (self.stack * math.prod(colours), height, width)
 
     @property
     def is_discrete(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 Tensors = dict[str, Tensor]  # parameter name -> tensor
-Batch = dict[str, Tensor]  # obs, action, reward, discount, next_obs, weight, update
+Batch = dict[str, Tensor]  # obs, action, reward, discount, next_obs, weight; update and (agent) step: where the run is
 
 
 class State(NamedTuple):

@@ -15,8 +15,9 @@ from core.spec import Env, EnvStep, Episode, Transition
 class Vector:
     """Environments of equal spaces; environment i plays episode k from the seed env_seed(seeds[i], stream, k).
 
-    `observation` [n, *seen_shape] is what agents act on: of frames the latest `stack`, zeros before an episode's first
-    one and, after a life loss, before the newest (as Dopamine and BBF do). Every step makes a new array.
+    `observation` [n, *seen_shape] is what agents act on: of frames the latest `stack`; before an episode's first one
+    and, after a life loss, before the newest stand zeros (as Dopamine and BBF do) or that frame itself (as on DMC).
+    Every step makes a new array.
     """
 
     def __init__(self, envs: Sequence[Env], seeds: Sequence[int], stream: str) -> None:
@@ -30,7 +31,7 @@ class Vector:
     @property
     def frame(self) -> np.ndarray:
         """The newest observation alone, as replay stores it. [n, *obs_shape]"""
-        return self.observation[:, -1] if self.spec.is_image else self.observation
+        return self.observation.reshape(len(self.envs), -1, *self.spec.obs_shape)[:, -1]
 
     def reset(self) -> None:
         """Every environment begins its episode 0."""
@@ -105,11 +106,8 @@ class Vector:
 
     def _see(self, i: int, obs: np.ndarray, alone: bool) -> None:
         """Put the newest observation in place; `alone` forgets the frames before it."""
-        if not self.spec.is_image:
-            self.observation[i] = obs
-            return
-        stack = self.observation[i]
-        stack[:-1] = 0 if alone else stack[1:]
+        stack = self.observation[i].reshape(-1, *self.spec.obs_shape)  # a view
+        stack[:-1] = stack[1:] if not alone else obs if self.spec.repeat_first else 0
         stack[-1] = obs
 
     def _digest(self, i: int) -> str:

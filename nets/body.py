@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from core.blueprint import Init, Layer, NetSpec, Norm, Section
 from core.options import option
 from core.state import Tensors
-from nets.conv import NatureEncoder
+from nets.conv import NATURE, ConvEncoder
 from nets.conv_stack import SMALL, VGG_16, ConvStack
 from nets.impala import ImpalaEncoder
-from nets.mlp import Trunk
+from nets.mlp import trunk
 from nets.resnet import ResNetEncoder
 
-Encoder = NatureEncoder | ImpalaEncoder | ConvStack | ResNetEncoder
+Encoder = ConvEncoder | ImpalaEncoder | ConvStack | ResNetEncoder
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Frames(NetSpec):
 
     width: int = option(512, low=1, help="units of a hidden layer")
     depth: int = option(1, low=0, help="hidden layers after the convolutions")
-    init: Init = option("xavier", help="orthogonal(sqrt 2), Glorot, torch's own")
+    init: Init = option("xavier", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
 
     def encoder(self, seen_shape: tuple[int, ...]) -> Encoder:
         """A new encoder of frames [stack, H, W]."""
@@ -43,8 +43,32 @@ class Nature(Frames):
 
     padding: Literal["same", "valid"] = option("same", help="of the convolutions: 7,744 features or 3,136")
 
-    def encoder(self, seen_shape: tuple[int, ...]) -> NatureEncoder:
-        return NatureEncoder(seen_shape, self.padding, self)
+    def encoder(self, seen_shape: tuple[int, ...]) -> ConvEncoder:
+        return ConvEncoder(seen_shape, NATURE, self.padding, self)
+
+
+@dataclass(frozen=True)
+class DrQ(Frames):
+    """DrQ's 3 x 3 convolutions, a bottleneck, then hidden layers. Defaults as the reset papers (jaxrl) have them."""
+
+    width: int = option(256, low=1, help="units of a hidden layer")
+    depth: int = option(2, low=0, help="hidden layers behind the bottleneck")
+    init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
+    channels: tuple[int, ...] = option((32, 64, 128, 256), low=1, help="of the convolutions")
+    strides: tuple[int, ...] = option((2, 2, 2, 2), low=1, help="of the convolutions")
+    padding: Literal["same", "valid"] = option("same", help="of the convolutions")
+    centred: bool = option(False, help="pixels between -1/2 and 1/2 instead of 0 and 1")
+    bottleneck: int = option(50, low=1, help="numbers that remain of the frames")
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.strides):
+            raise ValueError(
+                f"strides: {len(self.strides)} given; expected one for each of {len(self.channels)} channels"
+            )
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> ConvEncoder:
+        plan = [(count, 3, stride) for count, stride in zip(self.channels, self.strides, strict=True)]
+        return ConvEncoder(seen_shape, plan, self.padding, self, self.centred)
 
 
 @dataclass(frozen=True)
@@ -65,7 +89,7 @@ class CNN(Frames):
 
     width: int = option(100, low=1, help="units of a hidden layer")
     depth: int = option(2, low=0, help="hidden layers after the convolutions")
-    init: Init = option("torch", help="orthogonal(sqrt 2), Glorot, torch's own")
+    init: Init = option("torch", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
 
     def encoder(self, seen_shape: tuple[int, ...]) -> ConvStack:
         return ConvStack(seen_shape, SMALL, 5, self)
@@ -77,7 +101,7 @@ class VGG16(Frames):
 
     width: int = option(4096, low=1, help="units of a hidden layer")
     depth: int = option(2, low=0, help="hidden layers after the convolutions")
-    init: Init = option("orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own")
+    init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
 
     def encoder(self, seen_shape: tuple[int, ...]) -> ConvStack:
         return ConvStack(seen_shape, VGG_16, 3, self)
@@ -88,7 +112,7 @@ class ResNet18(Frames):
     """ResNet-18 with the stem for small images; batch normalisation as published, or net.norm=layer | none."""
 
     depth: int = option(0, low=0, help="hidden layers after the mean over pixels")
-    init: Init = option("orthogonal", help="orthogonal(sqrt 2), Glorot, torch's own")
+    init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
     norm: Norm = option("batch", help="between a layer and its activation")
 
     def encoder(self, seen_shape: tuple[int, ...]) -> ResNetEncoder:
@@ -101,12 +125,14 @@ class Body(nn.Module):
     def __init__(self, seen_shape: tuple[int, ...], spec: NetSpec, noisy: float = 0.0) -> None:
         super().__init__()
         image = len(seen_shape) > 1
+        if isinstance(spec, DrQ):
+            raise ValueError("net: drq is made for an actor and critics that share it; use net=nature or impala")
         if image != isinstance(spec, Frames):
             fitting = "nature, impala, cnn, vgg16 or resnet18" if image else "mlp"
             raise ValueError(f"net: observations of shape {seen_shape} do not fit; use net={fitting}")
         self.encoder = spec.encoder(seen_shape) if isinstance(spec, Frames) else None
         self.n_encoded = self.encoder.n_out if self.encoder else seen_shape[0]
-        self.trunk = Trunk(self.n_encoded, spec, noisy)
+        self.trunk = trunk(self.n_encoded, spec, noisy)
 
     def encoded(self, x: Tensor) -> tuple[Tensor, Tensors]:
         """[B, *seen_shape] -> [B, n_encoded] and the encoder's features; vectors as they are."""

@@ -1,8 +1,9 @@
-"""Encoders of stacked frames."""
+"""Encoders of stacked frames: convolutions in a row."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,24 +18,31 @@ from nets.layers import hidden, hidden_chain, initialise, normalisation, units
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 
 
-class NatureEncoder(nn.Module):
-    """The three convolutions of the Nature DQN. uint8 [B, stack, H, W] -> [B, features].
+class ConvEncoder(nn.Module):
+    """Convolutions of (channels, kernel, stride) in a row. uint8 [B, stack, H, W] -> [B, features].
 
-    padding "same" (flax, Dopamine; 84 -> 21 -> 11 -> 11, 7,744 features) or "valid" (Nature, most PyTorch code; 84 ->
-    20 -> 9 -> 7, 3,136 features). Pixels are divided by 255.
+    padding "same" (flax, Dopamine) or "valid" (most PyTorch code): the Nature DQN's three make 84 -> 21 -> 11 -> 11,
+    7,744 features, or 84 -> 20 -> 9 -> 7, 3,136 features. Pixels are divided by 255, and lie around 0 if `centred`.
     """
 
-    def __init__(self, seen_shape: tuple[int, ...], padding: str, spec: NetSpec) -> None:
+    def __init__(
+        self,
+        seen_shape: tuple[int, ...],
+        plan: Sequence[tuple[int, int, int]],
+        padding: str,
+        spec: NetSpec,
+        centred: bool = False,
+    ) -> None:
         super().__init__()
         channels, *sides = seen_shape
-        self.spec, self.pads = spec, []
+        self.spec, self.pads, self.middle = spec, [], 0.5 if centred else 0.0
         self.convs, self.norms, self.acts = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for count, kernel, stride in NATURE:
+        for count, kernel, stride in plan:
             out = units(count, spec)
             pads = [_same_padding(side, kernel, stride) if padding == "same" else (0, 0) for side in sides]
             sides = [(side + sum(pad) - kernel) // stride + 1 for side, pad in zip(sides, pads, strict=True)]
             if min(sides) < 1:
-                raise ValueError(f"frames of {seen_shape[1:]} are too small for the Nature network")
+                raise ValueError(f"net: frames of {seen_shape[1:]} are too small for its {len(plan)} convolutions")
             self.pads.append((*pads[1], *pads[0]))  # F.pad wants the last axis first
             self.convs.append(initialise(nn.Conv2d(channels, out, kernel, stride), spec.init))
             self.norms.append(normalisation(out, spec, image=True))
@@ -43,7 +51,8 @@ class NatureEncoder(nn.Module):
         self.n_out = channels * math.prod(sides)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensors]:
-        x = (frames.float() / 255).contiguous(memory_format=torch.channels_last)
+        x = frames.float() / 255
+        x = (x - self.middle if self.middle else x).contiguous(memory_format=torch.channels_last)
         feats: Tensors = {}
         for i, (conv, norm, act, pad) in enumerate(zip(self.convs, self.norms, self.acts, self.pads, strict=True)):
             x = hidden(F.pad(x, pad) if any(pad) else x, i, conv, norm, act, feats)

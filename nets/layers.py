@@ -19,11 +19,14 @@ NORM_EPS = 1e-6  # as flax and the published Atari code have it; torch's default
 def initialise(module: nn.Linear | nn.Conv2d, init: str, gain: float = math.sqrt(2)):
     """Draw a linear or convolution layer's weights; biases are zero except with torch's own initialiser.
 
-    "orthogonal": gain as given (jaxrl's SAC uses sqrt 2 everywhere); "xavier": Glorot uniform (Dopamine's Rainbow);
-    "torch": torch's default, Kaiming uniform with a = sqrt 5.
+    "orthogonal": gain as given (jaxrl's SAC uses sqrt 2 everywhere), "orthogonal_1": 1 in linear layers (DrQ-v2,
+    SimBa); "xavier": Glorot uniform (Dopamine's Rainbow); "he": Kaiming normal; "torch": torch's default, Kaiming
+    uniform with a = sqrt 5.
     """
-    if init == "orthogonal":
-        nn.init.orthogonal_(module.weight, gain)
+    if init.startswith("orthogonal"):
+        nn.init.orthogonal_(module.weight, 1.0 if init == "orthogonal_1" and isinstance(module, nn.Linear) else gain)
+    elif init == "he":
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     elif init == "xavier":
         nn.init.xavier_uniform_(module.weight)
     if init != "torch" and module.bias is not None:
@@ -124,6 +127,21 @@ class BatchNorm(nn.Module):
         axes = [0, *range(2, x.ndim)]
         var, mean = torch.var_mean(x, dim=axes, correction=0)
         return mean, var, x.numel() // x.shape[1]
+
+
+class Standardise(nn.Module):
+    """(x - mean) / sqrt(var + eps), by numbers that its agent keeps up to date. [B, d] -> the same."""
+
+    def __init__(self, dim: int, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("var", torch.ones(dim))
+        self.mean: Tensor
+        self.var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) * (self.var + self.eps).rsqrt()
 
 
 def hidden(x: Tensor, i: int, layer: nn.Module, norm: nn.Module, act: nn.Module, feats: Tensors) -> Tensor:

@@ -12,8 +12,9 @@ from core.blueprint import Layer, NetSpec, Section
 from core.randomness import beside
 from core.state import Tensors
 from nets.activations import Dropout, activation, halves
-from nets.layers import Output, hidden, hidden_chain, initialise, normalisation, outputs, units
+from nets.layers import Output, Standardise, hidden, hidden_chain, initialise, normalisation, outputs, units
 from nets.noisy import NoisyLinear
+from nets.residual import Residual, ResidualTrunk
 
 
 class Trunk(nn.Module):
@@ -51,6 +52,15 @@ class Trunk(nn.Module):
         return hidden_chain(names, "linear", section, readers, self.spec)
 
 
+def trunk(n_in: int, spec: NetSpec, noisy: float = 0.0) -> Trunk | ResidualTrunk:
+    """The hidden layers a blueprint asks for."""
+    if not isinstance(spec, Residual):
+        return Trunk(n_in, spec, noisy)
+    if noisy:
+        raise ValueError("net: residual layers have no noise; use net=mlp, or agent.noisy=0")
+    return spec.trunk(n_in)
+
+
 def dense(n_in: int, n_out: int, spec: NetSpec, noisy: float = 0.0) -> nn.Linear:
     """A hidden layer as newly drawn; with noise if sigma_0 = `noisy` is not 0."""
     return NoisyLinear(n_in, n_out, noisy) if noisy else initialise(nn.Linear(n_in, n_out), spec.init)
@@ -61,7 +71,7 @@ class MLP(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, spec: NetSpec) -> None:
         super().__init__()
-        self.trunk = Trunk(n_in, spec)
+        self.trunk = trunk(n_in, spec)
         self.head = initialise(Output(self.trunk.n_out, n_out), spec.init)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
@@ -75,12 +85,15 @@ class MLP(nn.Module):
 class Critics(nn.Module):
     """Independent critics of (observation, action). [B, d], [B, a] -> [critics, B, bins]."""
 
-    def __init__(self, count: int, obs_dim: int, action_dim: int, bins: int, spec: NetSpec) -> None:
+    def __init__(
+        self, count: int, obs_dim: int, action_dim: int, bins: int, spec: NetSpec, standardise: bool = False
+    ) -> None:
         super().__init__()
+        self.standardise = Standardise(obs_dim) if standardise else None
         self.q = nn.ModuleList(MLP(obs_dim + action_dim, bins, spec) for _ in range(count))
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensors]:
-        x = torch.cat([obs, action], -1)
+        x = torch.cat([self.standardise(obs) if self.standardise else obs, action], -1)
         if self.launches_cost(x) and len(self.q) > 1:
             return self._together(x)
         outs: list[Tensor] = []
@@ -114,19 +127,32 @@ class Critics(nn.Module):
 class GaussianActor(nn.Module):
     """Mean and unsquashed log-deviation of a Gaussian. [B, d] -> [B, 2, a]."""
 
-    def __init__(self, obs_dim: int, action_dim: int, spec: NetSpec) -> None:
+    def __init__(self, obs_dim: int, action_dim: int, spec: NetSpec, standardise: bool = False) -> None:
         super().__init__()
-        self.trunk = Trunk(obs_dim, spec)
+        self.standardise = Standardise(obs_dim) if standardise else None
+        self.trunk = trunk(obs_dim, spec)
         self.mean = initialise(Output(self.trunk.n_out, action_dim), spec.init)
         self.log_std = initialise(Output(self.trunk.n_out, action_dim), spec.init, gain=1.0)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensors]:
-        x, feats = self.trunk(obs)
+        x, feats = self.trunk(self.standardise(obs) if self.standardise else obs)
         return outputs(x, self.mean, self.log_std), {f"trunk.{k}": v for k, v in feats.items()}
 
     def chains(self) -> list[list[Layer]]:
         heads = [Layer(name, "linear", "head", output=True) for name in ("mean", "log_std")]
         return [[*self.trunk.chain("trunk", "trunk", ("mean", "log_std")), *heads]]
+
+
+class FixedDeviationActor(MLP):
+    """Mean of a Gaussian, and log-deviations that do not depend on the state. [B, d] -> [B, 2, a]."""
+
+    def __init__(self, obs_dim: int, action_dim: int, spec: NetSpec) -> None:
+        super().__init__(obs_dim, action_dim, spec)
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
+        mean, feats = super().forward(x)
+        return torch.stack([mean, self.log_std.expand_as(mean)], dim=-2), feats
 
 
 class Temperature(nn.Module):

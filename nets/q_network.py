@@ -11,7 +11,7 @@ from core.blueprint import Layer, NetSpec
 from core.state import Tensors
 from nets.body import Body
 from nets.layers import Output, initialise
-from nets.mlp import Trunk
+from nets.mlp import trunk
 from nets.noisy import NoisyOutput
 
 
@@ -46,7 +46,7 @@ class QNetwork(Body):
         self.advantage = head(actions * bins)
         self.value = head(bins) if dueling else None
         separate = dueling and streams == "separate"
-        self.value_trunk = Trunk(self.n_encoded, replace(spec, auxiliary=0), noisy) if separate else None
+        self.value_trunk = trunk(self.n_encoded, replace(spec, auxiliary=0), noisy) if separate else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensors]:
         x, feats = self.encoded(x)

@@ -1,13 +1,14 @@
 """What the output of a value network means: a number, or a histogram over values.
 
 A categorical loss does not care how large the targets' mean is (Farebrother et al. 2024; Lyle et al. 2024). Every value
-object offers the same five functions to every agent:
+object offers the same six functions to every agent:
 
     decode(out [..., bins]) -> value [...]
     backup(reward, discount, next_out [..., bins]) -> target      a number, or for C51 a distribution [..., bins]
     loss(out [..., bins], target) -> [...]                        per sample
     expected(target) -> [...]                                     the number a target stands for
     clipped(reward, discount, next_out) -> [...]                  how much of the target the support cannot hold
+    mixture(out [k, ..., bins]) -> [..., bins]                    one output for k: its value is the mean of theirs
 
 Bins are built on the output's device, in float32.
 """
@@ -33,6 +34,7 @@ class Scalar:
     error: Literal["mse", "huber"] = option("huber", help="squared error, or Huber's with kappa = 1")
 
     bins = 1
+    logits = False  # outputs are unnormalised log-probabilities of bins
 
     def decode(self, out: Tensor) -> Tensor:
         return out[..., 0]
@@ -51,6 +53,44 @@ class Scalar:
         """0: a number holds every target. -> [B]."""
         return torch.zeros_like(reward)
 
+    def mixture(self, out: Tensor) -> Tensor:
+        return out.mean(0)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Quantiles of the distribution of returns, by Huber quantile regression (Dabney et al. 2018), as BRO has them.
+
+    Target quantiles are reward + discount * next quantiles. loss: sum over own quantiles i, mean over target ones j, of
+    |tau_i - 1(u < 0)| huber(u),  u = target_j - out_i,  tau_i = (i + 1/2) / bins (verified in BRO's code; kappa = 1).
+    """
+
+    bins: int = option(100, low=1, help="quantiles")
+
+    logits = False
+
+    def decode(self, out: Tensor) -> Tensor:
+        return out.mean(-1)
+
+    def backup(self, reward: Tensor, discount: Tensor, next_out: Tensor) -> Tensor:
+        return reward[..., None] + discount[..., None] * next_out
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        ahead = target[..., None, :] - out[..., :, None]  # [..., own, target]
+        tau = (torch.arange(self.bins, device=out.device) + 0.5) / self.bins
+        share = (tau[:, None] - (ahead < 0).to(out.dtype)).abs()
+        return (share * F.huber_loss(ahead, torch.zeros_like(ahead), reduction="none")).mean(-1).sum(-1)
+
+    def expected(self, target: Tensor) -> Tensor:
+        return target.mean(-1)
+
+    def clipped(self, reward: Tensor, discount: Tensor, next_out: Tensor) -> Tensor:
+        """0: quantiles lie anywhere. -> [B]."""
+        return torch.zeros_like(reward)
+
+    def mixture(self, out: Tensor) -> Tensor:
+        return out.mean(0)
+
 
 @dataclass(frozen=True)
 class Support:
@@ -59,6 +99,8 @@ class Support:
     low: float = option(-10.0, help="least value; what lies below is clipped")
     high: float = option(10.0, help="greatest value; what lies above is clipped")
     bins: int = option(51, low=2, help="bins of the histogram")
+
+    logits = True
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -75,6 +117,10 @@ class Support:
 
     def decode(self, out: Tensor) -> Tensor:
         return (out.softmax(-1) * self.atoms(out)).sum(-1)
+
+    def mixture(self, out: Tensor) -> Tensor:
+        """The mean of k distributions, as log-probabilities. [k, ..., bins] -> [..., bins]."""
+        return out.log_softmax(-1).logsumexp(0) - math.log(len(out))
 
     def outside(self, value: Tensor) -> Tensor:
         """Which values the support does not hold. -> bool, the shape of value."""
@@ -157,3 +203,9 @@ class C51(Support):
         """The probability mass that is moved to the edges from outside. -> [B]."""
         moved = reward[..., None] + discount[..., None] * self.atoms(next_out)
         return (next_out.softmax(-1) * self.outside(moved)).sum(-1)
+
+
+def least(value, out: Tensor) -> Tensor:
+    """The output of the critic with the smallest value, sample by sample. [critics, B, bins] -> [B, bins]."""
+    index = value.decode(out).argmin(0)
+    return out.gather(0, index[None, :, None].expand(1, -1, out.shape[-1])).squeeze(0)

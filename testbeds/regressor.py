@@ -43,7 +43,7 @@ class Regressor:
             net,
             self.regressor_loss,
             optim=settings.optim(),
-            logits=value.bins > 1,
+            logits=value.logits,
             decode=lambda out: value.decode(out)[..., None],
             interventions=interventions,
         )
