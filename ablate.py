@@ -4,7 +4,7 @@
     python ablate.py docs/ablation.yaml launcher=slurm launcher.slurm_partition=gpu    # or ray: docs/cluster.md
 
 Finished cells are skipped, broken ones go on where they were, what dies is tried again; the same command again goes on.
-Then: python report.py OUT
+Then, or meanwhile: python report.py OUT [--watch]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from core import files
 from core.ablation import read
 from core.campaign import Campaign
 from core.cell_table import Table
-from core.cells import check
+from core.cells import alone, check
 from core.launchers import launcher
 from core.signals import Stop
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     stop = Stop()
     try:
         campaign = _campaign(Path(argv[0]), argv[1:])
-        with stop:
+        with stop, alone(campaign.ablation.out):
             campaign.run(stop, Table(campaign.ablation))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         return stop.exit_code
     for name, cause in campaign.given_up.items():
         print(f"{name}: given up ({cause})", file=sys.stderr)
-    print(f"python report.py {campaign.ablation.out}")
+    print(f".venv/bin/python report.py {campaign.ablation.out}")
     return 1 if campaign.given_up else 0
 
 

@@ -19,7 +19,7 @@ from core.cells import progress
 from core.report import pages
 from core.report.board import ReportBoard
 from core.report.card import check_cards
-from core.report.comparison import compare, curve
+from core.report.comparison import NotYet, compare, curve
 from core.report.figures import draw
 from core.report.published import Published, load
 from core.report.scores import Missing, matrix, reached, runs
@@ -83,8 +83,12 @@ def main(argv: list[str]) -> int:
         board = ReportBoard(folder / "tensorboard", ablation)
         while True:
             over = all(progress(cell).status in ("finished", "diverged") for cell in ablation.cells)
-            text = report(ablation, board, missing, others)
-            print(text)
+            try:
+                print(report(ablation, board, missing, others))
+            except NotYet as early:
+                if over or not watch:
+                    raise
+                print(early)
             if over or not watch:
                 break
             time.sleep(WATCH)

@@ -67,17 +67,30 @@ class Ablation:
     tree: dict[str, Any]  # the file in the chosen size, as plain data
 
 
+class Loader(yaml.SafeLoader):
+    """Yaml in which no key may stand twice: the later one would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read(path: Path, out: Path | None = None, size: str = "") -> Ablation:
     """The ablation in a file. Raises ValueError, one line, for whatever does not fit; every cell is checked to the end.
 
     out: where the runs go; without it runs/FILE'S NAME, with the size behind it.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), Loader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: is not yaml ({' '.join(str(error).split())})") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ValueError(f"{path}: line {line}: {error.problem}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected {', '.join(KEYS)}")
     for key in tree:

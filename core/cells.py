@@ -6,6 +6,8 @@ import fcntl
 import json
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -66,8 +68,21 @@ def held(folder: Path) -> bool:
         return False
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Inside, no other launcher is at work on this ablation. Raises ValueError if one is."""
+    with (out / ".launcher").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{out}: another launcher is at work there; stop it first, or choose another out="
+            ) from error
+        yield
+
+
 class Attempts:
-    """Every start of a cell and how it ended, one line of attempts.jsonl each; they survive the launcher."""
+    """How starts of cells ended, a line of attempts.jsonl for every end that the launcher saw; they survive it."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / "attempts.jsonl"

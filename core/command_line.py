@@ -86,6 +86,8 @@ def register(argv: Iterable[str] = ()) -> None:
 
 def _at_most(share: float, whole: int, wanted: int) -> int:
     """What is wanted, but no more than a share of the whole: how a default fits itself to a short run."""
+    if not isinstance(whole, int | float):
+        return wanted  # whoever builds the options will say what is wrong with the whole
     return min(wanted, int(share * whole))
 
 

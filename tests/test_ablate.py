@@ -16,7 +16,7 @@ import pytest
 import ablate
 from core import campaign
 from core.ablation import read
-from core.cells import Attempts, check, progress
+from core.cells import Attempts, alone, check, progress
 from core.run import main as run_command
 
 FILE = """
@@ -77,7 +77,7 @@ def test_a_folder_of_another_configuration_is_refused(file, capsys):
 def test_every_cell_is_run_and_the_same_command_again_does_nothing(file, capsys):
     out = file.parent / "out"
     assert ablate.main([str(file), f"out={out}", "workers=2"]) == 0
-    assert capsys.readouterr().out == f"python report.py {out}\n"
+    assert capsys.readouterr().out == f".venv/bin/python report.py {out}\n"
     assert [progress(cell).status for cell in cells(file)] == ["finished", "finished"]
     rows = [json.loads(line) for line in (out / "attempts.jsonl").read_text().splitlines()]
     assert sorted((row["cell"], row["code"]) for row in rows) == [("base on toy/chain", 0), ("ln on toy/chain", 0)]
@@ -212,3 +212,13 @@ def test_killed_launchers_and_killed_cells_end_in_the_same_bits(file, capsys):
         launcher.wait()
     assert start(file, broken).wait() == 0
     assert digests(capsys, file, broken) == digests(capsys, file, whole)
+
+
+def test_a_second_launcher_on_the_same_folder_is_refused(file, capsys):
+    out = file.parent / "out"
+    out.mkdir()
+    with alone(out):
+        assert ablate.main([str(file), f"out={out}"]) == 2
+    assert "another launcher is at work there" in capsys.readouterr().err
+    with alone(out):
+        pass  # a lock does not outlive its holder

@@ -114,7 +114,8 @@ def test_a_mistake_is_one_line_that_names_the_file_and_the_key(tmp_path, line, a
         ("seeds: [0, 3]", "seeds: [0, 0]", "seeds: [0,0] given; expected a list without repetitions"),
         ("seeds: [0, 3]", "seeds: 3", "seeds: 3 given; expected a list"),
         ("steps: 700", "stepz: 700", "arm base on toy/chain: stepz: no such setting; did you mean steps?"),
-        ("tasks: [toy/chain, toy/lives]", "tasks: [", "is not yaml"),
+        ("tasks: [toy/chain, toy/lives]", "tasks: [", "line 4: expected ',' or ']'"),
+        ("tasks: [toy/chain, toy/lives]", "tasks: [toy/chain]\nseeds: [4]", "line 4: seeds stands there twice"),
     ],
 )
 def test_a_mistake_in_a_line_is_told_with_its_place(tmp_path, old, new, answer):

@@ -379,3 +379,8 @@ def test_cfg_job_shows_the_whole_configuration_the_same_in_every_process(tmp_pat
     done = process(tmp_path, *COMMAND, "--cfg", "job")
     assert done.returncode == 0, done.stderr
     assert from_plain(yaml.safe_load(done.stdout.rpartition("True")[0])) == load(COMMAND)
+
+
+def test_a_length_that_is_no_number_is_named():
+    with pytest.raises(BadConfig, match="steps: many given; expected a whole number"):
+        load(["env=dmc/walker-run", "steps=many"])

@@ -11,9 +11,10 @@ import pytest
 
 import report
 from core.ablation import Ablation, read
+from core.cells import Attempts
 from core.report.board import measured
 from core.report.card import check_cards
-from core.report.comparison import compare, curve
+from core.report.comparison import NotYet, compare, curve
 from core.report.scores import matrix, normalise, reached, runs
 from core.statistics import iqm
 
@@ -216,3 +217,52 @@ def test_nothing_to_report_yet_is_told(tmp_path, capsys):
     Path(tmp_path / "ablation.yaml").write_text(FILE)
     assert report.main([str(tmp_path)]) == 2
     assert "no run has been evaluated yet" in capsys.readouterr().err
+
+
+def test_a_task_without_any_evaluation_has_no_curve_yet_and_stops_nothing(ablation, capsys):
+    for arm in ablation.arms:
+        cell = cell_of(ablation, arm, "dmc/walker-run")
+        (cell.folder / "eval.csv").unlink()
+        (cell.folder / "done.json").unlink()
+    found = runs(ablation)
+    assert len(curve(ablation, found, "ln", ("dmc/walker-run",)).steps) == 0
+    assert len(curve(ablation, found, "ln", ("dmc/walker-walk",)).steps) == 3
+    assert report.main([str(ablation.out)]) == 0
+    assert "ln: 2 missing" in capsys.readouterr().out
+
+
+def test_dropping_all_of_an_arm_is_told(ablation, capsys):
+    (cell_of(ablation, "ln", "dmc/walker-run").folder / "eval.csv").unlink()
+    with pytest.raises(NotYet, match="missing=drop leaves no seed of arm ln"):
+        compare(ablation, runs(ablation), "drop")
+    assert report.main([str(ablation.out), "missing=drop"]) == 2
+    assert "missing=drop leaves no seed of arm ln; use missing=worst" in capsys.readouterr().err
+
+
+def test_watching_waits_for_the_first_evaluation(ablation, capsys, monkeypatch):
+    kept = {}
+    for cell in ablation.cells:
+        for name in ("eval.csv", "done.json"):
+            kept[cell.folder / name] = (cell.folder / name).read_text()
+            (cell.folder / name).unlink()
+
+    def later(seconds):
+        for path, text in kept.items():
+            path.write_text(text)
+
+    monkeypatch.setattr(report.time, "sleep", later)
+    assert report.main([str(ablation.out), "--watch"]) == 0
+    out = capsys.readouterr().out
+    assert "no run has been evaluated yet" in out and "| ln | 2 |" in out
+
+
+def test_what_has_died_is_told_with_its_cause(ablation, capsys):
+    cell = cell_of(ablation, "ln", "dmc/walker-run")
+    Attempts(ablation.out).add(cell, -9, "exit code -9: no output")
+    report.main([str(ablation.out)])
+    assert f"{cell.name} has died 1 times; at last: exit code -9: no output." in capsys.readouterr().out
+
+
+def test_too_few_pairs_for_an_always_valid_interval_are_told(ablation):
+    report.main([str(ablation.out)])
+    assert "too few pairs" in (ablation.out / "report" / "report.md").read_text()

@@ -27,6 +27,10 @@ from core.statistics import (
 STATISTICS = {"IQM": iqm, "median": median, "mean": mean, "optimality gap": optimality_gap}
 
 
+class NotYet(ValueError):
+    """There is too little to report; more runs may change that."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A number with its 95 % interval."""
@@ -66,11 +70,13 @@ def compare(ablation: Ablation, runs: list[Run], missing: Missing = "worst", rep
     """The table: every arm at the last step that all runs have come to."""
     points = reached(runs, ablation.tasks)[-1:]
     if not len(points):
-        raise ValueError(f"{ablation.out}: no run has been evaluated yet")
+        raise NotYet(f"{ablation.out}: no run has been evaluated yet")
     base = matrix(runs, ablation.base, ablation.tasks, points, missing)[0]
     rows = []
     for arm in ablation.arms:
         scores = matrix(runs, arm, ablation.tasks, points, missing)[0]
+        if not len(scores):
+            raise NotYet(f"missing=drop leaves no seed of arm {arm}; use missing=worst, or wait for its runs")
         statuses = Counter(run.status for run in runs if run.arm == arm)
         found = {
             name: Interval(float(statistic(scores)), *bootstrap_interval(scores, statistic, _draws(name), reps))
@@ -105,8 +111,11 @@ def _pairs(runs: list[Run], arm: str, base: str) -> np.ndarray:
 def curve(
     ablation: Ablation, runs: list[Run], arm: str, tasks: tuple[str, ...], missing: Missing = "worst", reps: int = 2000
 ) -> Curve:
-    """IQM of an arm on some tasks over env steps, as far as all runs on these tasks have come."""
+    """IQM of an arm on some tasks over env steps, as far as all runs on these tasks have come; empty before that."""
     points = reached(runs, tasks)
+    if not len(points):
+        nothing = np.array([])
+        return Curve(points, nothing, nothing, nothing)
     scores = matrix(runs, arm, tasks, points, missing)
     low, high = interval(bootstrap(scores, iqm, _draws("curve"), reps))
     return Curve(points, iqm(scores), low, high)

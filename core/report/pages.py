@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.ablation import Ablation
+from core.cells import Attempts
 from core.report.comparison import STATISTICS, Curve, Row
 from core.report.published import Published
 from core.report.scores import Missing, Run
@@ -34,7 +36,8 @@ def page(
     lines = [f"# {ablation.out.name}", "", _cells(head), _cells(["---"] * len(head))]
     for row in rows:
         numbers = [str(row.statistics[name]) for name in STATISTICS]
-        against = [str(value) if value is not None else "" for value in (row.improvement, row.gain, row.watched)]
+        against = [str(value) if value is not None else "" for value in (row.improvement, row.gain)]
+        against.append(_watched(row))
         lines.append(_cells([row.arm, f"{row.runs}{_mark(row)}", *numbers, *against]))
     for other in others:  # of means alone there is neither an IQM of runs nor an interval
         scores = other.scores(ablation.tasks)
@@ -44,8 +47,8 @@ def page(
         "",
         f"At env step {step:,} on {', '.join(ablation.tasks)}; seeds {', '.join(map(str, ablation.seeds))}. Scores are "
         f"{card['scale']}. Intervals: 95 %, stratified bootstrap over runs within each task, 2,000 resamples; the last "
-        "column holds at any number of finished pairs, so that one may watch, and stop when it has shown enough.",
-        *_footnotes(rows, missing),
+        "column holds at any number of finished pairs, six at least: one may watch, and stop once it excludes 0.",
+        *_footnotes(rows, missing, Attempts(ablation.out).failures),
         *(f"\n{other.name}: {other.title}; {other.source}" for other in others),
         "",
         "| protocol | |",
@@ -74,12 +77,19 @@ def curves_csv(curves: Mapping[tuple[str, str], Curve]) -> str:
     return _csv(rows)
 
 
+def _watched(row: Row) -> str:
+    """The interval that may be looked at; infinite as long as the pairs are too few to exclude anything."""
+    if row.watched is None:
+        return ""
+    return str(row.watched) if math.isfinite(row.watched.high - row.watched.low) else "too few pairs"
+
+
 def _mark(row: Row) -> str:
     return "*" if set(row.statuses) - {"finished"} else ""
 
 
-def _footnotes(rows: list[Row], missing: Missing) -> list[str]:
-    notes = []
+def _footnotes(rows: list[Row], missing: Missing, failures: Mapping[str, list[str]]) -> list[str]:
+    notes = [f"{cell} has died {len(causes)} times; at last: {causes[-1]}." for cell, causes in failures.items()]
     for row in rows:
         amiss = {status: count for status, count in row.statuses.items() if status != "finished"}
         if amiss:
