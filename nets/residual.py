@@ -110,7 +110,7 @@ class ResidualTrunk(nn.Module):
         if spec.norm != "none" or spec.dropout:
             raise ValueError(
                 f"net: {type(spec).__name__.lower()} has layer normalisation of its own and no dropout; "
-                "leave out layer_norm, batch_norm and dropout"
+                "leave out layer_norm, batch_norm, normalize_and_project and dropout"
             )
         self.spec, self.n_out, self.norm_last = spec, spec.width, norm_last
         self.first = initialise(nn.Linear(n_in, spec.width), spec.init)

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.blueprint import NetSpec
-from nets import CNN, VGG16, Impala, Nature, ResNet18, Vectors
+from nets import CNN, VGG16, DrQ, Impala, Nature, ResNet18, Vectors
 from nets.mlp import MLP, Critics, GaussianActor, Temperature
+from nets.noisy import NoisyLinear
+from nets.pixel_control import PixelCritics
 from nets.predictor import Predictor
 from nets.q_network import QNetwork
 
@@ -61,6 +63,14 @@ NETWORKS = {
     "impala": lambda o: (
         QNetwork(SMALL, 3, 2, True, Impala(width=8, scale=1, units=0.25, **o)),
         (frames(B, *SMALL),),
+    ),
+    "noisy streams": lambda o: (
+        QNetwork(SMALL, 3, 2, True, Nature(width=8, **o), streams="separate", noisy=0.5),
+        (frames(B, *SMALL),),
+    ),
+    "pixel critics": lambda o: (
+        PixelCritics(2, SMALL, 2, 1, DrQ(width=8, channels=(4, 8), strides=(2, 2), bottleneck=5, **o)),
+        (frames(B, *SMALL), vectors(B, 2)),
     ),
     "cnn": lambda o: (Predictor(TINY, 3, CNN(width=8, **o)), (frames(B, *TINY),)),
     "vgg16": lambda o: (Predictor(TINY, 3, VGG16(width=32, units=1 / 4, **o)), (frames(B, *TINY),)),
@@ -570,7 +580,7 @@ def test_biases_are_born_zero_and_gains_one(name, init):
     net, _ = build(name, "image", init=init)
     for layer in layers_of(net):
         module = net.get_submodule(layer.name)
-        assert not module.bias.any()
+        assert isinstance(module, NoisyLinear) or not module.bias.any()  # noisy layers draw theirs
         if layer.kind == "norm":
             assert (module.weight == 1).all()
 
