@@ -84,7 +84,7 @@ def calls_of(row: Row, device: str) -> tuple[Callable[[], object], Callable[[], 
         engine.update(batch, clock)
         clock.update()
 
-    return update, lambda: engine.act(seen, 0.1, "act", clock.updates)
+    return update, lambda: engine.act(seen, engine.learner.explore_eval, "act", clock.updates)
 
 
 def measured(device: str, end: float, seconds: float) -> tuple[list[list[str]], dict[str, tuple[float, float]]]:

@@ -53,7 +53,7 @@ def simulator(config: Config) -> str:
 
 
 def drawing(config: Config) -> str:
-    """MuJoCo's ways to draw: films need one, training from states does not."""
+    """MuJoCo's ways to draw: pixels and films need one, training from states does not."""
     if not config.tasks[0].startswith("dmc/"):
         return "not needed"
     asked = os.environ.get("MUJOCO_GL", "")
@@ -65,6 +65,8 @@ def drawing(config: Config) -> str:
         works += [backend] if done.returncode == 0 else []
     if asked not in ("", "disabled", *works):
         raise Fault(f"MUJOCO_GL={asked} cannot draw here; expected one of: {', '.join(works) or 'none works'}")
+    if config.env_options.get("pixels") and not works:
+        raise Fault("nothing draws, and env.pixels needs it; install libegl1 and libgl1, or libosmesa6")
     return ", ".join(works) or "nothing draws; films need libegl1, or libosmesa6 with MUJOCO_GL=osmesa"
 
 
@@ -134,7 +136,8 @@ def projection(config: Config) -> str:
     assemble.choose_threads(engine)
     assemble.choose_products(config.precision)
     replay, settings = _replay(config, config.device), config.agent
-    action = engine.act(envs.observation[:, None], 1.0, "act", 0)[:, 0]
+    explore = engine.learner.explore_eval  # type: ignore[attr-defined]
+    action = engine.act(envs.observation[:, None], explore, "act", 0)[:, 0]
     generator = host_generator(0, "doctor")
 
     def step() -> None:
@@ -158,7 +161,7 @@ def projection(config: Config) -> str:
     first = time.perf_counter() - began
     costs = {
         "env step": _seconds(step, config),
-        "decision": _seconds(lambda: engine.act(envs.observation[:, None], 1.0, "act", 0), config),
+        "decision": _seconds(lambda: engine.act(envs.observation[:, None], explore, "act", 0), config),
         "update": _seconds(update, config),
     }
     whole = clock_of(config, envs.spec.action_repeat)

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from learners import BATCH, batch_for
 from test_contract import LEARNERS, SPECS, TABLE, make
+from test_every_agent import AGENTS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import nets.layers
+import nets.noisy
 from core.clock import Clock
 from core.engine import Engine
 
@@ -29,7 +31,8 @@ class Guard(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def without_autocast(monkeypatch):
     """torch knows none for this device."""
-    monkeypatch.setattr(nets.layers, "exact", F.linear)
+    for module in (nets.layers, nets.noisy):
+        monkeypatch.setattr(module, "exact", F.linear)
 
 
 def updated(learner, spec) -> dict[str, torch.Tensor]:
@@ -44,6 +47,12 @@ def updated(learner, spec) -> dict[str, torch.Tensor]:
 def test_an_update_stays_on_its_device_and_waits_for_nothing(name, learner):
     report = updated(LEARNERS[learner]([make(name)] if name else ()), SPECS[learner])
     assert {value.device.type for value in report.values()} == {"meta"}
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_so_does_every_other_agents(agent):
+    spec, build = AGENTS[agent]
+    assert {value.device.type for value in updated(build(()), spec).values()} == {"meta"}
 
 
 class Stray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,7 +50,7 @@ def one(updates: int = 2, **settings):
     """An agent, its state after some updates, and a batch."""
     agent = iql(**settings)
     e = train(engine(agent), updates)
-    return agent, member(e.states, 0), member(batch((0,), updates), 0)
+    return agent, member(e.states, 0), member(batch((0,), updates), 0) | {"alive": torch.tensor(True)}
 
 
 # an independent implementation, after ikostrikov/implicit_q_learning
@@ -168,8 +167,8 @@ def test_its_updates_are_those_of_a_plain_implementation_for_every_seed(tau, bet
 
 def test_the_order_is_value_then_actor_then_critic_then_target_each_with_the_new_value():
     agent, s, b = one()
-    new, _ = agent.update(clone(s), b)if False else agent.update(clone(s), b | {"alive": torch.tensor(True)}, {})
-    value, _ = descend(agent.state_value, clone(s), b | {"alive": torch.tensor(True)}, {})
+    new, _ = agent.update(clone(s), b, {})
+    value, _ = descend(agent.state_value, clone(s), b, {})
     for states, same in ((s | {"value": value["value"]}, True), (s, False)):
         for part in (agent.actor, agent.critic):
             grads, _ = part.gradient(states, b, {})
@@ -184,7 +183,7 @@ def test_nothing_asks_what_the_policy_would_do():
     """Value and critics are the same beside any actor; and the update takes no random numbers."""
     agent, s, b = one()
     other = s | {"actor": s["actor"]._replace(params={k: p + 0.3 for k, p in s["actor"].params.items()})}
-    first, second = (agent.update(clone(x), b | {"alive": torch.tensor(True)}, {})[0] for x in (s, other))
+    first, second = (agent.update(clone(x), b, {})[0] for x in (s, other))
     assert equal([first[k] for k in ("value", "critic")], [second[k] for k in ("value", "critic")])
     assert agent.noise(BATCH) == {}
 
@@ -216,55 +215,225 @@ def test_compiled_updates_are_the_eager_ones():
 # the expectile
 
 
-def by_hand(q1, q2, v: float, **settings):
-    """An agent whose target critics give these numbers, whose V is `v`, and a batch. log std 0, mean 0."""
+def by_hand(q1, q2, v: float, scale: float = 1.0, **settings):
+    """An agent whose target critics give these numbers and whose V is `v`, with a batch.
+
+    Every network is one linear map. Critic i gives `scale` times the action's number i; all observations are zero, so
+    that V and the policy's mean are their biases, `v` and 0; the deviations are 1.
+    """
     agent = iql(net=LINEAR, **settings)
-    s = member(engine(agent).states, 0)
+    s = clone(member(engine(agent).states, 0))
     for part in s.values():
         for tensors in (part.params, *part.copies.values()):
             for x in tensors.values():
                 x.zero_()
-    target = s["critic"].copies["target"]
     for i in range(2):
-        target[f"q.{i}.head.weight"][0, i] = 1.0  # critic i reads the observation's number i
+        s["critic"].copies["target"][f"q.{i}.head.weight"][0, 5 + i] = scale
     s["value"].params["head.bias"].fill_(v)
-    obs = torch.zeros(len(q1), 5)
-    obs[:, 0], obs[:, 1] = torch.tensor(q1), torch.tensor(q2)
-    count = len(q1)
-    action = torch.linspace(-1, 1, 2 * count).reshape(count, 2)
-    b = {"obs": obs, "next_obs": obs, "action": action, "reward": torch.zeros(count), "discount": torch.ones(count)}
-    return agent, s, b | {"weight": torch.ones(count)}
+    action = torch.stack([torch.tensor(q1), torch.tensor(q2)], 1) / scale
+    obs, ones = torch.zeros(len(action), 5), torch.ones(len(action))
+    b = {"obs": obs, "next_obs": obs, "action": action, "reward": 0 * ones, "discount": ones, "weight": ones}
+    return agent, s, b | {"alive": torch.tensor(True)}
 
 
 def test_the_values_loss_by_hand():
-    """The smaller critic minus V = 1: -2, -1, 1, 2. At tau 0.7: (0.3 * 4 + 0.3 * 1 + 0.7 * 1 + 0.7 * 4) / 4 = 1.25"""
+    """The smaller critic minus V = 1 is -2, -1, 1, 2. At tau 0.7: (0.3 * 4 + 0.3 * 1 + 0.7 * 1 + 0.7 * 4) / 4."""
     q1, q2 = [-1.0, 5.0, 2.0, 3.0], [0.0, 0.0, 9.0, 3.5]
-    for tau, loss, slope in ((0.7, 1.25, -0.6), (0.5, 1.25, 0.0), (0.9, 1.25, -1.2), (1.0, 1.25, -1.5)):
+    for tau, slope in ((0.7, -0.6), (0.5, 0.0), (0.9, -1.2), (1.0, -1.5)):
         agent, s, b = by_hand(q1, q2, 1.0, expectile=tau)
         outcome = agent.value_loss(s["value"].params, s, b, {})
-        assert outcome.loss.item() == pytest.approx(loss)  # errors of both signs alike: tau shows in the slope
+        assert outcome.loss.item() == pytest.approx(1.25)  # both signs alike: tau shows in the slope
         assert outcome.info["value/advantage"].item() == pytest.approx(0.0)
         grads, _ = agent.state_value.gradient(s, b, {})
         assert grads["head.bias"].item() == pytest.approx(slope, abs=1e-6)
     agent, s, b = by_hand(q1, q2, 0.0, expectile=0.7)  # -1, 0, 2, 3
-    assert agent.value_loss(s["value"].params, s, b, {}).loss.item() == pytest.approx((0.3 + 0 + 0.7 * 13) / 4)
+    assert agent.value_loss(s["value"].params, s, b, {}).loss.item() == pytest.approx((0.3 + 0.7 * 13) / 4)
 
 
 @pytest.mark.parametrize("tau", [0.3, 0.5, 0.7, 0.9])
 def test_v_converges_to_the_expectile_of_what_it_is_fitted_to(tau):
-    numbers = np.random.default_rng(0).exponential(2.0, 200).astype(np.float32)
-    agent, s, b = by_hand(numbers.tolist(), (numbers + 1).tolist(), 1.0, expectile=tau, learning_rate=0.02)
-    b |= {"alive": torch.tensor(True)}
-    s["value"].params["head.weight"].zero_()
-    target = {k: x.clone() for k, x in s["critic"].copies["target"].items()}
-    for i in range(2):  # let the critics read the action, so that V, which cannot, has one number to give
-        target[f"q.{i}.head.weight"].zero_()
-        target[f"q.{i}.head.weight"][0, 5] = 1.0
-    target["q.1.head.bias"].fill_(1.0)
-    s["critic"].copies["target"] = target
-    b |= {"obs": torch.zeros(200, 5), "action": torch.stack([torch.from_numpy(numbers)] * 2, 1)}
+    numbers = np.random.default_rng(0).exponential(2.0, 200)
+    q1 = numbers.astype(np.float32).tolist()
+    agent, s, b = by_hand(q1, [q + 1 for q in q1], 1.0, expectile=tau, learning_rate=0.02)
     for _ in range(400):
         s, _ = descend(agent.state_value, s, b, {})
-    assert s["value"].params["head.bias"].item() == pytest.approx(expectile(numbers, alpha=tau), abs=2e-3)
-    if tau == 0.5:
-        assert expectile(numbers, alpha=tau) == pytest.approx(numbers.mean(), rel=1e-5)
+    fitted = s["value"].params["head.bias"].item()
+    assert fitted == pytest.approx(expectile(numbers, alpha=tau), abs=1e-3)
+    assert (fitted > numbers.mean() + 0.1) == (tau > 0.5) and (fitted < numbers.mean() - 0.1) == (tau < 0.5)
+
+
+# the weights of actions
+
+
+def test_weights_by_hand_are_exponential_in_the_advantage_and_clipped_at_100():
+    """Advantages 0, 1, -1 and, around the border, log(100) / 3 -+ 0.01 and far beyond."""
+    border = math.log(100) / 3
+    ahead = [0.0, 1.0, -1.0, border - 0.01, border + 0.01, 50.0, 1e5]
+    wanted = [1.0, math.exp(3), math.exp(-3), 100 * math.exp(-0.03), 100.0, 100.0, 100.0]
+    for i, (each, weight) in enumerate(zip(ahead, wanted, strict=True)):
+        agent, s, b = by_hand([each + 2], [each + 7], 2.0, scale=1e5, beta=3.0)
+        cloning, *_ = by_hand([0.0], [0.0], 2.0, beta=0.0)
+        for x in (s["actor"].params["log_std"], s["actor"].params["head.bias"]):
+            x.copy_(torch.tensor([0.3, -0.2]))
+        b["action"][:, 1] += 1e-3  # the second critic is the greater
+        ours, theirs = (a.actor.gradient(s, b, {}) for a in (agent, cloning))
+        rel = 2e-2 if i in (3, 1, 2) else 1e-3  # float32: an action of 1e-5 times 1e5
+        assert ours[1].loss.item() == pytest.approx(weight * theirs[1].loss.item(), rel=rel)
+        for k, g in theirs[0].items():
+            torch.testing.assert_close(ours[0][k], weight * g, rtol=rel, atol=1e-6)
+
+
+def test_without_beta_it_clones_the_data_whatever_critics_and_value_say():
+    agent, s, b = one(beta=0.0)
+    other = {name: s[name]._replace(params={k: 3 * p for k, p in s[name].params.items()}) for name in ("value",)}
+    slow = {"target": {k: 5 * p for k, p in s["critic"].copies["target"].items()}}
+    other = s | other | {"critic": s["critic"]._replace(copies=slow)}
+    grads, outcome = agent.actor.gradient(s, b, {})
+    again, _ = agent.actor.gradient(other, b, {})
+    assert equal(grads, again)
+    plain = PlainIQL(s)
+    nll = -plain.actor(b["obs"].double()).log_prob(b["action"].double()).sum(-1).mean()
+    nll.backward()
+    assert outcome.loss.item() == pytest.approx(nll.item(), rel=1e-5)
+    for p, k in zip(plain.actor.parameters(), grads, strict=True):
+        torch.testing.assert_close(grads[k].double(), p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_greater_beta_pulls_the_policy_to_the_better_actions():
+    """A bandit: values are -(a0 - 0.5)^2 for actions drawn evenly. Clones stay at the mean, 0; beta draws near 0.5."""
+    reached = []
+    for beta in (0.0, 3.0, 30.0):
+        action = torch.rand(512, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        agent, s, b = by_hand([0.0] * 512, [0.0] * 512, 0.0, beta=beta, learning_rate=0.02)
+        q = -((action[:, 0] - 0.5) ** 2)
+        agent.advantage = lambda params, s, b, q=q: (q, {})
+        b |= {"action": action}
+        for _ in range(200):
+            s, _ = descend(agent.actor, s, b, {})
+        reached.append(s["actor"].params["head.bias"].tanh()[0].item())
+        weight = torch.exp(beta * q)
+        assert reached[-1] == pytest.approx(float((weight * action[:, 0]).sum() / weight.sum()), abs=5e-3)
+    assert abs(reached[0]) < 0.06 and 0.1 < reached[1] < reached[2] - 0.1 < 0.42
+
+
+# the policy
+
+
+def test_the_log_probability_is_torchs_and_the_mean_goes_through_tanh():
+    agent, s, b = one(beta=0.0)
+    for log_std in ([0.0, 0.0], [-1.5, 0.7], [-4.9, 1.9], [-7.0, 3.0]):
+        s["actor"].params["log_std"].copy_(torch.tensor(log_std))
+        out, _ = agent.actor(s["actor"].params, b["obs"])
+        policy = Normal(out[:, 0].tanh(), torch.tensor(log_std).clamp(-5, 2).exp())
+        for i in range(BATCH):  # a batch of one: minus its log-probability
+            single = {k: x[i : i + 1] for k, x in b.items() if x.ndim}
+            loss = agent.actor_loss(s["actor"].params, s, single, {}).loss
+            wanted = -policy.log_prob(b["action"])[i].sum()
+            torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-4)
+        info = agent.actor_loss(s["actor"].params, s, b, {}).info
+        assert info["actor/deviation"].item() == pytest.approx(policy.scale.mean().item(), rel=1e-5)
+
+
+def test_deviations_do_not_depend_on_the_state_and_are_learned_from_1_within_bounds():
+    agent = iql()
+    e = engine(agent)
+    assert torch.equal(e.states["actor"].params["log_std"], torch.zeros(1, 2))
+    train(e, 3)
+    s = member(e.states, 0)
+    assert bool((s["actor"].params["log_std"].abs() > 1e-3).all())
+    _, log_std, _ = agent.gaussian(s["actor"].params, torch.randn(50, 5))
+    assert torch.equal(log_std, s["actor"].params["log_std"].expand(50, 2))
+    b = member(batch((0,), 3), 0)
+    for outside in (-5.5, 2.5):
+        s["actor"].params["log_std"].fill_(outside)
+        grads, _ = agent.actor.gradient(s, b, {})
+        assert not grads["log_std"].any()  # as jax clips: no gradient from outside
+
+
+def test_acting_samples_the_policy_within_the_borders_and_evaluation_takes_the_mean():
+    agent = iql()
+    e = train(engine(agent, (0, 1)), 3)
+    obs = batch((0, 1), 9)["obs"]
+    assert agent.explore(Clock(steps=1, agent_steps=10**6)) == 1.0 and agent.explore_eval == 0.0
+    drawn = draw_on_host(agent.act_noise(BATCH), (0, 1), "act", 3)["policy"]
+    for explore in (1.0, 0.0):
+        acted = torch.from_numpy(e.act(obs.numpy(), explore, "act", 3)).double()
+        assert acted.shape == (2, BATCH, 2) and float(acted.abs().max()) <= 1
+        for i in range(2):
+            policy = PlainIQL(member(e.states, i)).actor(obs[i].double())
+            wanted = (policy.mean + explore * policy.stddev * drawn[i]).clamp(-1, 1).detach()
+            torch.testing.assert_close(acted[i], wanted, rtol=0, atol=1e-5)
+    s, noise = member(e.states, 0), {"policy": torch.full((BATCH, 2), 9.0)}
+    assert bool((agent.act(s, obs[0], 1.0, noise, "params") == 1).all())
+    mean = agent.actor(weights(s["actor"]), obs[0])[0][:, 0].tanh()
+    assert torch.equal(agent.act(s, obs[0], agent.explore_eval, noise, "params"), mean)
+
+
+# seeds, defaults, and what it cannot do
+
+
+def test_a_member_of_many_learns_what_it_would_alone():
+    together, alone = train(engine(iql(), (0, 1, 2)), 3), train(engine(iql(), (2,)), 3)
+    assert equal(member(together.states, 2), member(alone.states, 0))
+
+
+def test_newborn_networks_have_jaxs_orthogonal_weights_and_a_target_that_is_the_critic():
+    s = member(engine(iql()).states, 0)
+    assert equal(s["critic"].params, s["critic"].copies["target"])
+    assert not s["value"].copies and not s["actor"].copies
+    for part in s.values():
+        for k, p in part.params.items():
+            if p.ndim > 1:
+                singular = torch.linalg.svdvals(p)
+                torch.testing.assert_close(singular, torch.full_like(singular, math.sqrt(2)), rtol=1e-4, atol=1e-4)
+            else:
+                assert not p.any(), k
+
+
+def test_the_defaults_are_those_of_the_authors_locomotion_tasks():
+    config = load(["agent=iql", "env=dmc/walker-walk"])
+    o = config.agent
+    assert o == IQL.Settings()
+    assert (o.learning_rate, o.weight_decay, o.batch_size, o.discount, o.n_step) == (3e-4, 0.0, 256, 0.99, 1)
+    assert (o.critics, o.tau, o.expectile, o.beta) == (2, 0.005, 0.7, 3.0)
+    assert (config.net, config.value) == (nets.Vectors(width=256, depth=2, init="orthogonal"), nets.Scalar("mse"))
+    assert config.replay_ratio == 1 and config.priming.after == 0
+    agent = iql()
+    assert all(
+        (p.optim.b1, p.optim.b2, p.optim.eps, p.optim.clip_norm) == (0.9, 0.999, 1e-8, 0) for p in agent.parts.values()
+    )
+    assert evaluated_role(agent) == "params"
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "advice"),
+    [
+        (VECTOR, None, "^agent=iql needs vectors and continuous actions; env=toy/vector has not; use agent=dqn$"),
+        (FRAMES, None, "^agent=iql needs vectors and continuous actions; env=toy/frames has not; use agent=dqn$"),
+        (EnvSpec("dmc/x", (24, 24), "uint8", action_dim=2, stack=3), None, "needs vectors.*env=dmc/x has not"),
+        (CONTROL, nets.TwoHot(), "^value: .*use value=scalar$"),
+        (CONTROL, nets.HLGauss(), "^value: .*use value=scalar$"),
+        (CONTROL, nets.C51(), "^value: .*use value=scalar$"),
+        (CONTROL, nets.Quantiles(), "^value: .*use value=scalar$"),
+    ],
+    ids=["discrete", "discrete frames", "frames", "two_hot", "hl_gauss", "c51", "quantiles"],
+)
+def test_what_it_cannot_do_is_refused_in_one_line_with_the_fix(spec, value, advice):
+    with pytest.raises(ValueError, match=advice) as error:
+        iql(spec=spec, value=value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 160
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice"),
+    [
+        ("agent.expectile=0", "^agent.expectile: 0 given; expected more than 0"),
+        ("agent.expectile=1.2", "^agent.expectile: 1.2 given; expected more than 0 and at most 1"),
+        ("agent.beta=-1", "^agent.beta: -1 given; expected at least 0"),
+        ("agent.temperature=3", "agent.temperature: no such setting"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(wrong, advice):
+    with pytest.raises(ValueError, match=advice) as error:
+        load(["agent=iql", "env=dmc/walker-walk", wrong])
+    assert "\n" not in str(error.value)
