@@ -146,6 +146,8 @@ class PlainIQL:
 @pytest.mark.parametrize(("tau", "beta"), [(0.7, 3.0), (0.9, 10.0)], ids=["locomotion", "mazes"])
 def test_its_updates_are_those_of_a_plain_implementation_for_every_seed(tau, beta):
     e = engine(iql(expectile=tau, beta=beta), (0, 3))
+    for i in range(2):
+        e.states["critic"].copies["target"][f"q.{i}.head.bias"].add_(1.5)  # some actions are far better than V
     born = clone(e.states)
     plain = [PlainIQL(member(e.states, i), tau, beta) for i in range(2)]
     met = []
@@ -254,8 +256,8 @@ def test_the_values_loss_by_hand():
 def test_v_converges_to_the_expectile_of_what_it_is_fitted_to(tau):
     numbers = np.random.default_rng(0).exponential(2.0, 200)
     q1 = numbers.astype(np.float32).tolist()
-    agent, s, b = by_hand(q1, [q + 1 for q in q1], 1.0, expectile=tau, learning_rate=0.02)
-    for _ in range(400):
+    agent, s, b = by_hand(q1, [q + 1 for q in q1], 1.0, expectile=tau, learning_rate=0.05)
+    for _ in range(500):
         s, _ = descend(agent.state_value, s, b, {})
     fitted = s["value"].params["head.bias"].item()
     assert fitted == pytest.approx(expectile(numbers, alpha=tau), abs=1e-3)
@@ -270,17 +272,16 @@ def test_weights_by_hand_are_exponential_in_the_advantage_and_clipped_at_100():
     border = math.log(100) / 3
     ahead = [0.0, 1.0, -1.0, border - 0.01, border + 0.01, 50.0, 1e5]
     wanted = [1.0, math.exp(3), math.exp(-3), 100 * math.exp(-0.03), 100.0, 100.0, 100.0]
-    for i, (each, weight) in enumerate(zip(ahead, wanted, strict=True)):
+    for each, weight in zip(ahead, wanted, strict=True):
         agent, s, b = by_hand([each + 2], [each + 7], 2.0, scale=1e5, beta=3.0)
-        cloning, *_ = by_hand([0.0], [0.0], 2.0, beta=0.0)
+        cloning = iql(net=LINEAR, beta=0.0)
         for x in (s["actor"].params["log_std"], s["actor"].params["head.bias"]):
             x.copy_(torch.tensor([0.3, -0.2]))
         b["action"][:, 1] += 1e-3  # the second critic is the greater
         ours, theirs = (a.actor.gradient(s, b, {}) for a in (agent, cloning))
-        rel = 2e-2 if i in (3, 1, 2) else 1e-3  # float32: an action of 1e-5 times 1e5
-        assert ours[1].loss.item() == pytest.approx(weight * theirs[1].loss.item(), rel=rel)
+        assert ours[1].loss.item() == pytest.approx(weight * theirs[1].loss.item(), rel=1e-4)
         for k, g in theirs[0].items():
-            torch.testing.assert_close(ours[0][k], weight * g, rtol=rel, atol=1e-6)
+            torch.testing.assert_close(ours[0][k], weight * g, rtol=1e-4, atol=1e-6)
 
 
 def test_without_beta_it_clones_the_data_whatever_critics_and_value_say():
@@ -313,7 +314,7 @@ def test_a_greater_beta_pulls_the_policy_to_the_better_actions():
         reached.append(s["actor"].params["head.bias"].tanh()[0].item())
         weight = torch.exp(beta * q)
         assert reached[-1] == pytest.approx(float((weight * action[:, 0]).sum() / weight.sum()), abs=5e-3)
-    assert abs(reached[0]) < 0.06 and 0.1 < reached[1] < reached[2] - 0.1 < 0.42
+    assert abs(reached[0]) < 0.06 and 0.3 < reached[1] < reached[2] - 0.05 < 0.45
 
 
 # the policy

@@ -652,7 +652,8 @@ class PlainSAC:
         mean, raw = (h @ p[f"{k}.weight"].T + p[f"{k}.bias"] for k in ("mean", "log_std"))
         std = torch.exp(-10 + 6 * (1 + torch.tanh(raw)))
         u = mean + std * noise
-        log_prob = torch.distributions.Normal(mean, std).log_prob(u) - torch.log(1 - torch.tanh(u) ** 2)
+        log_cosh = torch.logaddexp(u, -u) - math.log(2)  # d tanh(u) / du = 1 / cosh(u)^2
+        log_prob = torch.distributions.Normal(mean, std).log_prob(u) + 2 * log_cosh
         return torch.tanh(u), log_prob.sum(1)
 
     def seen(self, obs):

@@ -160,6 +160,15 @@ def test_runs_that_do_not_mean_the_same_by_a_score_are_refused(tmp_path):
         check_cards(read(tmp_path / "a.yaml").cells)
 
 
+def test_tasks_may_have_action_repeats_of_their_own_and_arms_may_not(tmp_path):
+    text = FILE.replace("warmup: 100", "warmup: 100, agent: drq_sac").replace("dmc/walker-run", "dmc/cheetah-run")
+    (tmp_path / "ablation.yaml").write_text(text)
+    assert check_cards(read(tmp_path / "ablation.yaml", tmp_path).cells)["env.action_repeat"] == "each task's own"
+    (tmp_path / "ablation.yaml").write_text(text.replace("ln: [layer_norm]", "twice: {env.action_repeat: 2}"))
+    with pytest.raises(ValueError, match="env.action_repeat 4 and 2; |env.action_repeat 4 and 2"):
+        check_cards(read(tmp_path / "ablation.yaml", tmp_path).cells)
+
+
 def test_the_command_writes_table_csvs_figures_and_tensorboard_twice_the_same(ablation, capsys):
     out = ablation.out
     assert report.main([str(out), "published=sac_500k"]) == 0
