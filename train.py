@@ -59,7 +59,7 @@ def loop(config: Config, run) -> None:
         if clock.updates_due():
             continue
 
-        # a step's evaluation comes before its events: a score is never taken within a recovery
+        # evaluation comes before the step's events (of its last update): a score is not taken within a recovery
         if clock.passed(config.eval_every, "env_steps") or not clock.running:
             run.evaluate()
         run.intervene("updates", "agent_steps", "env_steps")

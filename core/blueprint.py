@@ -15,6 +15,7 @@ SECTIONS = ("encoder", "trunk", "head", "output")  # words that select layers
 Kind = Literal["linear", "conv", "norm"]
 Init = Literal["orthogonal", "orthogonal_1", "xavier", "he", "torch"]
 Norm = Literal["none", "layer", "batch"]
+Activation = Literal["relu", "gelu", "crelu", "aid"]
 PRE = ".pre"  # a layer's pre-activations are features too, under its key with this behind it
 
 
@@ -51,7 +52,7 @@ class NetSpec:
     init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
     norm: Norm = option("none", help="between a layer and its activation")
     norm_axes: Literal["image", "channel"] = option("image", help="of a convolution: (C, H, W), or C at each pixel")
-    activation: Literal["relu", "crelu", "aid"] = option("relu", help="of hidden layers")
+    activation: Activation = option("relu", help="of hidden layers")
     aid_keep: float = option(0.99, low=0, high=1, help="activation=aid: share of positive parts that pass")
     dropout: float = option(0.0, low=0, high=1, help="share of a dense layer's features that are zeroed in training")
     units: float = option(1.0, above=0, help="factor on the units of every hidden layer")

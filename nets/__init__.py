@@ -1,6 +1,6 @@
 """Networks, and what their outputs mean. `NETS` and `VALUES` are the choices of the options `net` and `value`."""
 
-from nets.body import CNN, VGG16, DrQ, Impala, Nature, ResNet18, Vectors
+from nets.body import CNN, VGG16, DrQ, Impala, Nature, ResNet18, Vectors, ViT
 from nets.residual import Bro, Simba
 from nets.value import C51, HLGauss, Quantiles, Scalar, TwoHot
 
@@ -14,5 +14,6 @@ NETS = {
     "cnn": CNN,
     "vgg16": VGG16,
     "resnet18": ResNet18,
+    "vit": ViT,
 }
 VALUES = {"scalar": Scalar, "two_hot": TwoHot, "hl_gauss": HLGauss, "c51": C51, "quantiles": Quantiles}

@@ -84,4 +84,4 @@ def activation(spec: NetSpec, shape: Sequence[int]) -> nn.Module:
     """What the blueprint asks for, behind a layer with outputs of this shape."""
     if spec.activation == "aid":
         return AID(shape, spec.aid_keep)
-    return CReLU() if spec.activation == "crelu" else ReLU()
+    return {"relu": ReLU, "gelu": nn.GELU, "crelu": CReLU}[spec.activation]()

@@ -1,6 +1,7 @@
-"""Augmentation of stacked frames: a random shift, and a random brightness.
+"""Augmentation of images and stacked frames: a random shift, a random mirror image, a random brightness.
 
     shift        edge-replicate `shift` pixels on each side, then crop the old size at a random place
+    flip         mirror left to right, every second time
     intensity    frames (1 + intensity clip(N(0, 1), -2, 2))
 
 One draw per stack of frames: what moves, moves together. Source: DrQ (Kostrikov et al. 2021, section 3.1) for the
@@ -10,6 +11,7 @@ sources differ: crops start at 0..2 shift inclusive, as kornia has it; the JAX c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +21,7 @@ from core.options import option
 from core.randomness import Noise
 from core.state import Batch, Tensors
 
-SEEN = ("obs", "next_obs")  # what of a batch is augmented, each with a draw of its own
+SEEN = ("obs", "next_obs")  # what agents augment
 
 
 @dataclass(frozen=True)
@@ -28,26 +30,32 @@ class Augmentation:
 
     shift: int = option(0, low=0, help="pixels a stack of frames may move in each direction; 4 as published")
     intensity: float = option(0.0, low=0, help="deviation of a stack's brightness; 0.05 as published on Atari")
+    flip: bool = option(False, help="every second image is mirrored, left to right; for labelled images")
 
     def __bool__(self) -> bool:
-        return bool(self.shift or self.intensity)
+        return bool(self.shift or self.intensity or self.flip)
 
-    def noise(self, batch_size: int) -> dict[str, Noise]:
-        """Random numbers one update takes."""
+    def noise(self, batch_size: int, seen: Sequence[str] = SEEN) -> dict[str, Noise]:
+        """Random numbers one update takes; `seen`: what of the batch is augmented, each with a draw of its own."""
         drawn = {}
-        for name in SEEN if self.shift else ():
-            drawn[f"shift/{name}"] = Noise("uniform", (batch_size, 2))
-        for name in SEEN if self.intensity else ():
-            drawn[f"intensity/{name}"] = Noise("normal", (batch_size,))
+        for name in seen:
+            if self.shift:
+                drawn[f"shift/{name}"] = Noise("uniform", (batch_size, 2))
+            if self.intensity:
+                drawn[f"intensity/{name}"] = Noise("normal", (batch_size,))
+            if self.flip:
+                drawn[f"flip/{name}"] = Noise("uniform", (batch_size,))
         return drawn
 
-    def __call__(self, batch: Batch, noise: Tensors) -> Batch:
+    def __call__(self, batch: Batch, noise: Tensors, seen: Sequence[str] = SEEN) -> Batch:
         """The batch with other frames: uint8 [B, stack, H, W], or float32 in the same units where brightness varies."""
         changed = {}
-        for name in SEEN if self else ():
+        for name in seen if self else ():
             frames = batch[name]
             if self.shift:
                 frames = shifted(frames, noise[f"shift/{name}"], self.shift)
+            if self.flip:
+                frames = torch.where(noise[f"flip/{name}"][:, None, None, None] < 0.5, frames, frames.flip(-1))
             if self.intensity:
                 factor = 1 + self.intensity * noise[f"intensity/{name}"].clamp(-2, 2)
                 frames = frames * factor[:, None, None, None]

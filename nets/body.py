@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from core.blueprint import Init, Layer, NetSpec, Norm, Section
+from core.blueprint import Activation, Init, Layer, NetSpec, Norm, Section
 from core.options import option
 from core.state import Tensors
 from nets.conv import NATURE, ConvEncoder
@@ -15,8 +15,9 @@ from nets.conv_stack import SMALL, VGG_16, ConvStack
 from nets.impala import ImpalaEncoder
 from nets.mlp import trunk
 from nets.resnet import ResNetEncoder
+from nets.vit import ViTEncoder
 
-Encoder = ConvEncoder | ImpalaEncoder | ConvStack | ResNetEncoder
+Encoder = ConvEncoder | ImpalaEncoder | ConvStack | ResNetEncoder | ViTEncoder
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,22 @@ class ResNet18(Frames):
         return ResNetEncoder(seen_shape, self)
 
 
+@dataclass(frozen=True)
+class ViT(Frames):
+    """A vision transformer of the Tiny size; patch=4 for images of 32 x 32."""
+
+    depth: int = option(0, low=0, help="hidden layers after the mean over patches")
+    init: Init = option("xavier", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
+    activation: Activation = option("gelu", help="of hidden layers")
+    patch: int = option(4, low=1, help="side of a patch, pixels")
+    dim: int = option(192, low=1, help="of the residual stream")
+    blocks: int = option(12, low=0, help="attention and two dense layers each")
+    heads: int = option(3, low=1, help="of the attention")
+
+    def encoder(self, seen_shape: tuple[int, ...]) -> ViTEncoder:
+        return ViTEncoder(seen_shape, self.patch, self.dim, self.blocks, self.heads, self)
+
+
 class Body(nn.Module):
     """What stands before the outputs: an encoder where there are frames, and hidden layers."""
 
@@ -128,7 +145,7 @@ class Body(nn.Module):
         if isinstance(spec, DrQ):
             raise ValueError("net: drq is made for an actor and critics that share it; use net=nature or impala")
         if image != isinstance(spec, Frames):
-            fitting = "nature, impala, cnn, vgg16 or resnet18" if image else "mlp"
+            fitting = "nature, impala, cnn, vgg16, resnet18 or vit" if image else "mlp"
             raise ValueError(f"net: observations of shape {seen_shape} do not fit; use net={fitting}")
         self.encoder = spec.encoder(seen_shape) if isinstance(spec, Frames) else None
         self.n_encoded = self.encoder.n_out if self.encoder else seen_shape[0]

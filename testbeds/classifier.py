@@ -15,6 +15,7 @@ from core.part import Outcome, Part, descend
 from core.randomness import Noise
 from core.spec import EnvSpec
 from core.state import Batch, States, Tensors, weights
+from nets.augmentation import Augmentation
 from nets.predictor import Predictor
 from testbeds.optimizer import Training
 
@@ -24,6 +25,7 @@ class ClassifierSettings(Training):
     """Hyperparameters of a classifier."""
 
     smoothing: float = option(0.0, low=0, high=1, help="label smoothing")
+    augment: Augmentation = option(Augmentation())
 
 
 class Classifier:
@@ -40,6 +42,8 @@ class Classifier:
         value: object = None,
         interventions: Sequence[Intervention] = (),
     ) -> None:
+        if settings.augment and not spec.is_image:
+            raise ValueError("agent.augment: net=mlp sees vectors; use net=cnn, vgg16 or resnet18, or leave it out")
         self.settings, self.spec = settings, spec
         self.interventions = tuple(interventions)
         self.classifier = Part(
@@ -56,9 +60,10 @@ class Classifier:
         self.acting_part = self.classifier
 
     def noise(self, batch_size: int) -> dict[str, Noise]:
-        return {}
+        return self.settings.augment.noise(batch_size, ("obs",))
 
     def classifier_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
+        b = self.settings.augment(b, noise, ("obs",))
         logits, feats = self.classifier(params, b["obs"])
         loss = F.cross_entropy(logits, b["label"], label_smoothing=self.settings.smoothing)
         accuracy = (logits.argmax(-1) == b["label"]).float().mean()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from learners import BATCH, CONTROL, FRAMES, VECTOR, batch_for, dqn, engine, largest_difference, run
+from learners import BATCH, CONTROL, FRAMES, VECTOR, batch_for, classifier, dqn, engine, largest_difference, run
 from torch.func import vmap
 
+from core.spec import EnvSpec
+from nets import CNN
 from nets.augmentation import Augmentation, shifted
+from testbeds import Classifier
 
+IMAGES = EnvSpec("testbed/images", (8, 8), "uint8", num_actions=3, stack=3)
 FULL = Augmentation(shift=4, intensity=0.05)
 
 
@@ -73,6 +77,23 @@ def test_without_augmentation_the_batch_is_the_same_object_and_nothing_is_drawn(
     off = Augmentation()
     assert all(off(batch, {})[k] is batch[k] for k in batch)
     assert off.noise(32) == {}
+
+
+def test_half_the_images_are_mirrored_and_a_classifier_sees_them():
+    old = frames(4, 2, 3, 5)
+    new = Augmentation(flip=True)({"obs": old}, {"flip/obs": torch.tensor([0.1, 0.5, 0.49, 0.9])}, ("obs",))["obs"]
+    assert torch.equal(new[[0, 2]], old[[0, 2]]) and torch.equal(new[[1, 3]], old[[1, 3]].flip(-1))
+    learner = Classifier(Classifier.Settings(batch_size=BATCH, augment=Augmentation(flip=True)), IMAGES, CNN(width=8))
+    e = engine(learner)
+    assert set(e.noise) == {"flip/obs"}
+    batch = {k: v[0] for k, v in batch_for(IMAGES, [0]).items()}
+    losses = [
+        learner.classifier_loss(e._members[0]["classifier"].params, e._members[0], batch, {"flip/obs": draw}).loss
+        for draw in (torch.zeros(BATCH), torch.ones(BATCH))
+    ]
+    assert losses[0] != losses[1]
+    with pytest.raises(ValueError, match="agent.augment: net=mlp sees vectors"):
+        classifier(augment=Augmentation(flip=True))
 
 
 def test_it_can_be_vmapped():

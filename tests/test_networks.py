@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.blueprint import NetSpec
-from nets import CNN, VGG16, DrQ, Impala, Nature, ResNet18, Vectors
+from nets import CNN, VGG16, DrQ, Impala, Nature, ResNet18, Vectors, ViT
 from nets.mlp import MLP, Critics, GaussianActor, Temperature
 from nets.noisy import NoisyLinear
 from nets.pixel_control import PixelCritics
@@ -76,6 +76,16 @@ NETWORKS = {
     "vgg16": lambda o: (Predictor(TINY, 3, VGG16(width=32, units=1 / 4, **o)), (frames(B, *TINY),)),
     "resnet18": lambda o: (
         Predictor(TINY, 3, ResNet18(width=32, depth=1, units=1 / 4, **{"norm": "none"} | o)),
+        (frames(B, *TINY),),
+    ),
+    "vit": lambda o: (
+        Predictor(
+            TINY,
+            3,
+            ViT(
+                width=8, depth=1, patch=4, dim=12, blocks=2, heads=2, **{k: v for k, v in o.items() if "norm" not in k}
+            ),
+        ),
         (frames(B, *TINY),),
     ),
     "mlp": lambda o: (MLP(5, 3, NetSpec(width=8, depth=3, **o)), (vectors(B, 5),)),
@@ -472,7 +482,7 @@ def test_an_ensemble_has_one_chain_per_member():
 # layer normalisation
 
 
-@every_network
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "vit"])  # its norms stand elsewhere
 @pytest.mark.parametrize("norm", ["image", "channel"])
 def test_scaling_the_weights_before_a_norm_changes_nothing(name, norm):
     net, inputs = build(name, norm)
@@ -588,3 +598,39 @@ def test_biases_are_born_zero_and_gains_one(name, init):
 def test_the_defaults_are_the_published_initialisers():
     assert NetSpec().init == Vectors().init == "orthogonal"  # jaxrl's SAC
     assert Nature().init == "xavier" and Nature().padding == "same"  # Dopamine's Atari-100k agents
+
+
+def test_a_vision_transformer_is_the_one_written_by_hand():
+    """Against torch's own encoder layer, pre-normalised, with the same weights."""
+    encoder = randomise(Predictor((3, 8, 8), 3, ViT(patch=4, dim=12, blocks=1, heads=2))).encoder
+    block, images = encoder.blocks[0], frames(B, 3, 8, 8)
+    torchs = nn.TransformerEncoderLayer(
+        12, 2, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, layer_norm_eps=1e-6
+    )
+    pairs = [
+        (torchs.self_attn.in_proj_weight, block.attention.mix_in.weight),
+        (torchs.self_attn.in_proj_bias, block.attention.mix_in.bias),
+    ]
+    for theirs, ours in (
+        (torchs.self_attn.out_proj, block.attention.mix_out),
+        (torchs.linear1, block.first),
+        (torchs.linear2, block.second),
+        (torchs.norm1, block.norm_in),
+        (torchs.norm2, block.norm),
+    ):
+        pairs += [(theirs.weight, ours.weight), (theirs.bias, ours.bias)]
+    for theirs, ours in pairs:
+        theirs.data = ours.data.clone()
+    patches = images.float().unfold(2, 4, 4).unfold(3, 4, 4).movedim(1, 3).flatten(1, 2).flatten(2) / 255
+    tokens = patches @ encoder.patches.weight.flatten(1).T + encoder.patches.bias
+    tokens = tokens + encoder.position.weight.T + encoder.position.bias
+    expected = F.layer_norm(torchs(tokens), (12,), encoder.norm.weight, encoder.norm.bias, 1e-6).mean(1)
+
+    torch.testing.assert_close(encoder(images)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_tiny_vision_transformer_has_the_published_numbers():
+    net = Predictor(CIFAR, 10, ViT())
+    block = 192 * 576 + 576 + 192 * 192 + 192 + 192 * 768 + 768 + 768 * 192 + 192 + 4 * 192
+    assert numbers(net.encoder.blocks) == 12 * block
+    assert numbers(net) == 12 * block + (48 * 192 + 192) + (64 * 192 + 192) + 2 * 192 + 1_930
