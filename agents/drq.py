@@ -51,15 +51,15 @@ class DrQ(SAC):
     settings: DrQSettings
 
     @staticmethod
-    def check(spec: EnvSpec, net: NetSpec) -> None:
+    def check(spec: EnvSpec, net: NetSpec, name: str = "drq_sac") -> None:
         if spec.is_discrete:
-            raise ValueError(f"agent=drq_sac needs continuous actions; env={spec.name} has not; use agent=dqn")
+            raise ValueError(f"agent={name} needs continuous actions; env={spec.name} has not; use agent=dqn")
         if not spec.is_image:
             raise ValueError(
-                f"agent=drq_sac needs frames; env={spec.name} shows vectors; use env.pixels=84, or agent=sac"
+                f"agent={name} needs frames; env={spec.name} shows vectors; use env.pixels=84, or agent=sac"
             )
         if not isinstance(net, DrQNet):
-            raise ValueError("net: agent=drq_sac has an encoder that actor and critics share; use net=drq")
+            raise ValueError(f"net: agent={name} has an encoder that actor and critics share; use net=drq")
 
     def critics(self, blueprint: NetSpec) -> nn.Module:
         count, spec = self.settings.critics, self.spec

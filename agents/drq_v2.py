@@ -5,9 +5,10 @@
     sigma:   from noise_initial to noise_final, linear in agent steps
 
 Actions are clipped to [-1, 1]. e is the encoder of the critics as it is now, also for s_n, and learns from their loss
-alone; the target has none that is used (verified in facebookresearch/drqv2). Order: critic, actor, target; the actor's
-encoder is the one the critics have just moved to. Where we differ: frames move by whole pixels (theirs are
-interpolated at offsets that are whole but for rounding), and replay draws steps alike (theirs draws episodes first).
+alone; the target has none that is used (verified in facebookresearch/drqv2). Order: critic, actor, target. Where we
+differ: the actor sees the encoder that the critics have just moved to, theirs what the old one made of the batch;
+frames move by whole pixels (theirs are interpolated at offsets that are whole but for rounding); replay draws steps
+alike (theirs draws episodes first); layer normalisation has eps 1e-6 (theirs 1e-5).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class DrQV2:
     def __init__(
         self, settings: DrQV2Settings, spec: EnvSpec, net: NetSpec, value, interventions: Sequence[Intervention] = ()
     ) -> None:
-        DrQ.check(spec, net)
+        DrQ.check(spec, net, "drq_v2")
         self.settings, self.spec, self.value = settings, spec, value
         self.interventions = tuple(interventions)
         optim = Adam(lr=settings.learning_rate, decay=settings.weight_decay)

@@ -5,10 +5,11 @@
     critic:  sum_i (r + gamma V(s') - Q_i(s, a))^2
 
 Order: value, actor (with the new value), critic (with the new value), target, in every update, as in the authors'
-code (from our knowledge of it, not re-read). The policy is a Gaussian around tanh(mean) whose deviations do not depend
-on the state. Pre-trained on a file of transitions (offline.data, priming.after=0) it goes on online: the rival of
-starting anew with the data (RLPD). Where we differ: the actor's step size stays; theirs decays by a cosine in offline
-training.
+code (verified in ikostrikov/implicit_q_learning). The policy is a Gaussian around tanh(mean) whose deviations do not
+depend on the state. Pre-trained on a file of transitions (offline.data, priming.after=0) it goes on online: the rival
+of starting anew with the data (RLPD). The deviations belong to no section of the actor: where=[all] means them too.
+Where we differ: the actor's step size stays, theirs decays by a cosine in offline training; online, half of a batch
+is offline data (offline.share), theirs draws from both as one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from core.part import Outcome, Part, descend
 from core.randomness import Noise
 from core.spec import EnvSpec
 from core.state import Batch, States, Tensors, weights
+from nets.body import Frames
 from nets.mlp import MLP, Critics, FixedDeviationActor
 from nets.value import least
 
@@ -62,8 +64,10 @@ class IQL:
     def __init__(
         self, settings: IQLSettings, spec: EnvSpec, net: NetSpec, value, interventions: Sequence[Intervention] = ()
     ) -> None:
-        if spec.is_discrete or spec.is_image:
-            raise ValueError(f"agent=iql needs vectors and continuous actions; env={spec.name} has not; use agent=dqn")
+        if spec.is_discrete:
+            raise ValueError(f"agent=iql needs continuous actions; env={spec.name} has not; use agent=dqn")
+        if spec.is_image or isinstance(net, Frames):
+            raise ValueError(f"agent=iql needs vectors; use net=mlp and env.pixels=0, or agent=drq_sac on {spec.name}")
         if value.bins > 1:
             raise ValueError("value: agent=iql regresses on numbers; use value=scalar")
         self.settings, self.spec, self.value = settings, spec, value

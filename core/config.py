@@ -223,7 +223,15 @@ def _check_envs(env: str, tasks: Sequence[str]) -> None:
 
 
 def _env_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """All options of the environment's family, as plain data."""
+    """All options of the environment's family, as plain data.
+
+    Options under the name of a family, as in env.dmc.action_repeat, hold only for its environments: so an agent may say
+    what suits it.
+    """
+    for family in rooms.families():
+        suited = options.pop(family, {})
+        if suited and family == name.partition("/")[0]:
+            options = {**suited, **options}
     settings = rooms.env_settings(name)
     if settings is None and options:
         raise ValueError(f"env.{next(iter(options))}: no such setting; {name} has none")

@@ -27,6 +27,9 @@ class Moments:
         values = {"obs_mean": self.mean, "obs_var": var}
         return {k: torch.from_numpy(v.astype(np.float32)).to(device, non_blocking=True) for k, v in values.items()}
 
+    def tobytes(self) -> bytes:
+        return self.mean.tobytes() + self.squares.tobytes()
+
     def state_dict(self) -> dict:
         return {"count": self.count, "mean": torch.from_numpy(self.mean), "squares": torch.from_numpy(self.squares)}
 

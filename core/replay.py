@@ -274,6 +274,7 @@ class Replay:
         ring, known = self.ring, self._digests
         self._digests = {}
         total = hashlib.sha256(str((ring.count.tolist(), ring.oldest.tolist())).encode())
+        total.update(self.moments.tobytes() if self.moments else b"")
         for m in range(ring.members):
             for first, last in ring.pieces(m, HASHED):
                 piece = known.get((m, first, last)) or _hash(ring.read(m, first, last))

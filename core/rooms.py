@@ -61,6 +61,11 @@ def env_names() -> list[str]:
     return [*importlib.import_module("envs.catalog").names(), *(f"testbed/{name}" for name in streams())]
 
 
+def families() -> list[str]:
+    """What stands before the slash in the names of environments."""
+    return sorted({name.partition("/")[0] for name in env_names()} | {"gym"})
+
+
 def env_settings(name: str) -> type | None:
     """The dataclass of an environment's options, `Settings` in envs/<family>.py or testbeds/streams/<name>.py; None if
     it has none."""

@@ -1,6 +1,7 @@
 """Residual hidden layers for vectors: SimBa (Lee et al. 2025) and BroNet (Nauman et al. 2024).
 
-    SimBa:   linear -> N x [x + W2 relu(W1 layer norm(x))] -> layer norm,  W1 four times as wide (verified in its code)
+    SimBa:   linear -> N x [x + W2 relu(W1 layer norm(x))] -> layer norm,  W1 four times as wide (verified in its code;
+             He's initialiser is flax's but for its truncation)
     BroNet:  linear, layer norm, relu -> N x [x + LN(W2 relu(LN(W1 x)))]   (verified in BRO's code)
 
 Both stand where plain hidden layers would, with a smaller actor beside large critics. What flows along the residual

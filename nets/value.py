@@ -65,7 +65,7 @@ class Quantiles:
     |tau_i - 1(u < 0)| huber(u),  u = target_j - out_i,  tau_i = (i + 1/2) / bins (verified in BRO's code; kappa = 1).
     """
 
-    bins: int = option(100, low=1, help="quantiles")
+    bins: int = option(100, low=2, help="quantiles")
 
     logits = False
 

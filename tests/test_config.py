@@ -384,3 +384,13 @@ def test_cfg_job_shows_the_whole_configuration_the_same_in_every_process(tmp_pat
 def test_a_length_that_is_no_number_is_named():
     with pytest.raises(BadConfig, match="steps: many given; expected a whole number"):
         load(["env=dmc/walker-run", "steps=many"])
+
+
+def test_options_of_a_family_hold_for_its_environments_alone_and_give_way_to_the_users():
+    """SimBa repeats actions on DeepMind Control; elsewhere there is nothing to repeat."""
+    assert load(["agent=simba", "env=dmc/walker-run"]).env_options["action_repeat"] == 2
+    assert load(["agent=simba", "env=dmc/walker-run", "env.action_repeat=3"]).env_options["action_repeat"] == 3
+    assert load(["agent=simba", "env=toy/reach"]).env_options == {}
+    assert load(["env=dmc/walker-run", "env.dmc.action_repeat=4"]).env_options["action_repeat"] == 4
+    with pytest.raises(BadConfig, match="env.action_repeats: no such setting; did you mean env.action_repeat?"):
+        load(["env=dmc/walker-run", "env.dmc.action_repeats=4"])

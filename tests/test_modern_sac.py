@@ -832,9 +832,10 @@ def test_each_option_makes_a_difference():
 @pytest.mark.slow
 def test_the_compiled_update_is_the_eager_one():
     """Of all options at once: the whole update of two seeds as one region."""
+    options = OPTIONS["all at once"] | {"net": Bro(width=6, depth=1, actor_width=4), "critics": 2, "subset": 1}
     ends = []
     for compile in (False, True):
-        e = aged(engine(sac(**OPTIONS["all at once"]), (3, 8), compile=compile))
+        e = aged(engine(sac(**options), (3, 8), compile=compile))
         for count in range(2):
             e.update(prepared(e.seeds, count), Clock(steps=10**9, updates=count))
         ends.append(e.states)
