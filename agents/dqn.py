@@ -146,10 +146,10 @@ class DQN:
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
         s, outcome = descend(self.q, s, b, noise)
         if self.settings.target == "ema":
-            s = follow(self.q, s, self.settings.tau)
+            s = follow(self.q, s, self.settings.tau, b)
         else:
             due = b["update"] % self.settings.target_period == 0
-            s = follow(self.q, s, due.to(torch.float32))
+            s = follow(self.q, s, due.to(torch.float32), b)
         return s, outcome.info | {"priority": outcome.values["priority"]}
 
     # acting

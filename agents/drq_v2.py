@@ -134,7 +134,7 @@ class DrQV2:
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
         s, critic = descend(self.critic, s, b, noise)
         s, actor = descend(self.actor, shared(s), b, noise)
-        s = follow(self.critic, s, self.settings.tau)
+        s = follow(self.critic, s, self.settings.tau, b)
         return s, critic.info | actor.info | {"priority": critic.values["priority"]}
 
     def tied(self, s: States, newborn: bool) -> States:

@@ -145,7 +145,7 @@ class IQL:
         s, value = descend(self.state_value, s, b, noise)
         s, actor = descend(self.actor, s, b, noise)
         s, critic = descend(self.critic, s, b, noise)
-        s = follow(self.critic, s, self.settings.tau)
+        s = follow(self.critic, s, self.settings.tau, b)
         return s, value.info | actor.info | critic.info | {"priority": critic.values["priority"]}
 
     def gaussian(self, params: Tensors, obs: Tensor) -> tuple[Tensor, Tensor, Tensors]:

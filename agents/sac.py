@@ -190,7 +190,7 @@ class SAC:
 
     def update_critic(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Outcome]:
         s, outcome = descend(self.critic, s, b, noise)
-        return follow(self.critic, s, self.settings.tau), outcome
+        return follow(self.critic, s, self.settings.tau, b), outcome
 
     def update_policy(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
         s, actor = descend(self.actor, s, b, noise)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from agents import DQN, SAC
+from core import assemble
 from core.clock import Clock
+from core.config import load
 from core.engine import Engine, Precision
 from core.spec import EnvSpec
 from core.state import Batch
@@ -30,6 +33,21 @@ def dqn() -> DQN:
 def impala() -> DQN:
     """The same frames, IMPALA's network as wide as BBF's, 2,048 hidden units, C51, dueling; batch 32."""
     return DQN(DQN.Settings(), FRAMES, Impala(), C51())
+
+
+GRAY = EnvSpec("benchmark/gray", (64, 64), "uint8", action_dim=6, stack=3, repeat_first=True)
+COLOUR = EnvSpec("benchmark/colour", (3, 84, 84), "uint8", action_dim=6, stack=3, repeat_first=True)
+PIXEL_AGENTS = {  # names of configurations, and where they live
+    **{name: ("atari/pong", FRAMES) for name in ("dqn_nature", "drq_eps", "der", "drq")},
+    "drq_sac": ("dmc/walker-walk", GRAY),
+    "drq_v2": ("dmc/walker-walk", COLOUR),
+}
+
+
+def named(agent: str) -> Any:
+    """An agent from pixels as its configuration has it."""
+    env, spec = PIXEL_AGENTS[agent]
+    return assemble.agent(load([f"agent={agent}", f"env={env}"]), spec)
 
 
 def batch_for(learner: DQN | SAC, seeds: int, device: str = "cpu", count: int = 0) -> Batch:

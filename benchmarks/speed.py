@@ -1,6 +1,6 @@
 """How fast: updates beside the bare limit and peers, whole loops with the share of each stage, draws from the replay.
 
-    python -m benchmarks.speed [parts=sac,dqn,impala,loop,real,replay,layer] [blocks=5] [seconds=0.6] [keep=true]
+    python -m benchmarks.speed [parts=sac,dqn,impala,pixels,loop,real,replay,layer] [blocks=5] [seconds=0.6] [keep=true]
 
 Everything that is compared is timed in turn in the same process (benchmarks/timing.py); what is compared is the ratio.
 With `keep` the tables are appended to benchmarks/RESULTS.md, with the machine they are from.
@@ -23,6 +23,7 @@ PARTS: dict[str, Callable[[int, float], list[list[str]]]] = {
     "sac": updates.sac,
     "dqn": updates.dqn,
     "impala": updates.impala,
+    "pixels": updates.pixels,
     "loop": loops.sac_loop,
     "real": loops.real_loops,
     "replay": draws.replay,

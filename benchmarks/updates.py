@@ -54,6 +54,24 @@ def impala(blocks: int, seconds: float) -> Table:
     return compared(cases.impala, updates, blocks, seconds)
 
 
+def pixels(blocks: int, seconds: float) -> Table:
+    """Agents from pixels as they are published."""
+    rows = [["agent", "batch", "bare ms", "eager ms", "compiled ms", "compiled / bare", "GFLOP"]]
+    for name in cases.PIXEL_AGENTS:
+        learner = cases.named(name)
+        limit, _, operations = bare(cases.update_of(learner, compile=False), torch.float32)
+        timed = {
+            "bare": limit,
+            "eager": cases.update_of(cases.named(name), compile=False),
+            "compiled": cases.update_of(cases.named(name)),
+        }
+        found = {key: timing.ms for key, timing in interleaved(timed, blocks, seconds).items()}
+        times = [f"{found[key]:.1f}" for key in timed]
+        share = f"{found['compiled'] / found['bare']:.2f}"
+        rows.append([name, str(learner.settings.batch_size), *times, share, f"{operations / 1e9:.1f}"])
+    return rows
+
+
 def compared(
     make: Callable[[], object], updates: dict[str, tuple[Callable[[], object], int]], blocks: int, seconds: float
 ) -> Table:

@@ -550,3 +550,19 @@ def test_clipping_is_torchs(compile):
     run(e, 3)
     for name, value in e._members[0]["q"].params.items():
         torch.testing.assert_close(value, net[name].detach(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("rest", [False, True])
+@pytest.mark.parametrize("make", [sac, lambda: dqn(spec=VECTOR, target="ema")], ids=["sac", "dqn"])
+def test_the_target_of_a_member_that_is_not_trained_stays(make, rest, compile):
+    e = engine(make(), (0, 1), compile=compile)
+    run(e, 2)
+    if rest:
+        e.awake[0] = False
+    else:
+        e.alive[0] = False
+    before = [tree_map(torch.clone, m) for m in e._members]
+    run(e, 2)
+    assert equal(e._members[0], before[0])
+    assert not equal(e._members[1], before[1])

@@ -90,7 +90,7 @@ def trained(part: Part, steps: int = 3):
     states = {"net": part.birth(0)}
     for i in range(steps):
         states, _ = descend(part, states, batch(i), {})
-        states = follow(part, states, 0.1)
+        states = follow(part, states, 0.1, {})
     return states["net"]
 
 
@@ -379,7 +379,7 @@ def test_a_copy_follows_by_its_share(tau):
     part = regression(copies=("target", "slow"))
     s = part.birth(0)
     s = s._replace(params={k: p.cos() + 2 for k, p in s.params.items()})
-    after = follow(part, {"net": s}, tau)["net"]
+    after = follow(part, {"net": s}, tau, {})["net"]
     for k, p in s.params.items():
         torch.testing.assert_close(after.copies["target"][k], (1 - tau) * s.copies["target"][k] + tau * p)
     assert equal(after.copies["slow"], s.copies["slow"]) and equal(after.params, s.params)
@@ -388,8 +388,8 @@ def test_a_copy_follows_by_its_share(tau):
 def test_a_hard_copy_and_no_copy_are_exact_and_share_no_storage():
     part = regression()
     s = trained(part)
-    whole = follow(part, {"net": s}, torch.tensor(1.0))["net"]
-    none = follow(part, {"net": s}, torch.tensor(0.0))["net"]
+    whole = follow(part, {"net": s}, torch.tensor(1.0), {})["net"]
+    none = follow(part, {"net": s}, torch.tensor(0.0), {})["net"]
     assert equal(whole.copies["target"], s.params) and equal(none.copies["target"], s.copies["target"])
     assert all(whole.copies["target"][k].data_ptr() != p.data_ptr() for k, p in s.params.items())
 
