@@ -312,7 +312,7 @@ def test_a_folder_without_a_checkpoint_is_not_called_whole(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ([], "expected python -m core.run digest | verify | evaluate RUN_DIR"),
+        ([], "expected python -m core.run digest | verify | evaluate | export RUN_DIR"),
         (["digest", "nowhere"], "nowhere: no run folder (config.yaml is missing)"),
         (["dijest", "nowhere"], "dijest: no such command; did you mean digest?"),
         (["verify", "RUN", "episodes=3"], "episodes: no such option of verify; expected none"),
