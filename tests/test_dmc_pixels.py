@@ -135,7 +135,8 @@ from core.run import main
 
 def run(folder, stop):
     run = AgentSession(load(["agent=AGENT", "env=dmc/cartpole-swingup", "env.pixels=32", "env.action_repeat=8",
-        "env.fast_render=true", "steps=240", "warmup=6", "eval_every=0", "eval_episodes=1", "agent.batch_size=8", "net.width=16",
+        "env.fast_render=true", "steps=240", "warmup=6", "eval_every=0", "eval_episodes=1", "agent.batch_size=8",
+        "net.width=16",
         "net.channels=[4,4]", "net.strides=[2,2]", "compile=false", "observe_every=9", f"run_dir={folder}"]))
     turn = run.progress.step
     def watch():
