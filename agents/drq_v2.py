@@ -20,6 +20,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from agents.critics import critic_part, toward
 from agents.drq import DrQ, shared
 from core.blueprint import NetSpec
 from core.clock import Clock
@@ -70,18 +71,7 @@ class DrQV2:
         self.settings, self.spec, self.value = settings, spec, value
         self.interventions = tuple(interventions)
         optim = Adam(lr=settings.learning_rate, decay=settings.weight_decay)
-        self.critic = Part(
-            "critic",
-            self.critics,
-            net,
-            self.critic_loss,
-            optim=optim,
-            inputs=lambda b: (b["obs"], b["action"]),
-            logits=value.logits,
-            decode=lambda out: value.decode(out).movedim(0, -1),
-            copies=("target",),
-            interventions=interventions,
-        )
+        self.critic = critic_part(self.critics, net, self.critic_loss, value, optim, interventions)
         self.actor = Part(
             "actor",
             self.policy,
@@ -113,15 +103,7 @@ class DrQV2:
         encoded, _ = self.critic(weights(s["critic"]), b["next_obs"])
         action = self.explored(weights(s["actor"]), encoded, b["step"], noise["critic"])
         next_out, _ = self.critic(s["critic"].copies["target"], encoded, action)
-        worst = least(self.value, next_out)
-        target = self.value.backup(b["reward"], b["discount"], worst)
-        out, feats = self.critic(params, b["obs"], b["action"])
-        error = self.value.loss(out, target.expand(self.settings.critics, *target.shape))
-        loss = (b["weight"] * error).sum(0).mean()
-        q = self.value.decode(out)
-        clipped = self.value.clipped(b["reward"], b["discount"], worst)
-        values = {"q": q[0], "target": self.value.expected(target), "priority": error.mean(0), "clipped": clipped}
-        return Outcome(loss, feats, {"critic/loss": loss, "critic/q_mean": q.mean()}, values)
+        return toward(self.critic, self.value, params, b, b["reward"], least(self.value, next_out))
 
     def actor_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
         b = self.settings.augment(b, noise)

@@ -18,9 +18,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from agents.critics import critic_part, toward
 from core.blueprint import NetSpec
 from core.clock import Clock
 from core.copies import follow
@@ -74,16 +74,13 @@ class IQL:
         self.interventions = tuple(interventions)
         (obs_dim,), actions = spec.obs_shape, spec.action_dim
         optim = Adam(lr=settings.learning_rate, decay=settings.weight_decay)
-        self.critic = Part(
-            "critic",
+        self.critic = critic_part(
             lambda blueprint: Critics(settings.critics, obs_dim, actions, 1, blueprint),
             net,
             self.critic_loss,
-            inputs=lambda b: (b["obs"], b["action"]),
-            decode=lambda out: value.decode(out).movedim(0, -1),
-            optim=optim,
-            copies=("target",),
-            interventions=interventions,
+            value,
+            optim,
+            interventions,
         )
         self.state_value = Part(
             "value",
@@ -133,13 +130,7 @@ class IQL:
 
     def critic_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
         v, _ = self.state_value(weights(s["value"]), b["next_obs"])
-        target = self.value.backup(b["reward"], b["discount"], v)
-        out, feats = self.critic(params, b["obs"], b["action"])
-        error = self.value.loss(out, target.expand(self.settings.critics, *target.shape))
-        loss = (b["weight"] * error).sum(0).mean()
-        q = self.value.decode(out)
-        values = {"q": q[0], "target": target, "priority": error.mean(0), "clipped": torch.zeros_like(target)}
-        return Outcome(loss, feats, {"critic/loss": loss, "critic/q_mean": q.mean()}, values)
+        return toward(self.critic, self.value, params, b, b["reward"], v)
 
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
         s, value = descend(self.state_value, s, b, noise)

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agents.critics import critic_part, toward
 from core.blueprint import NetSpec
 from core.clock import Clock
 from core.copies import follow
@@ -81,18 +82,7 @@ class SAC:
         self.interventions = tuple(interventions)
         self.target_entropy = settings.target_entropy * spec.action_dim
         optim = Adam(lr=settings.learning_rate, decay=settings.weight_decay, decays=settings.decays)
-        self.critic = Part(
-            "critic",
-            self.critics,
-            net,
-            self.critic_loss,
-            optim=optim,
-            inputs=lambda b: (b["obs"], b["action"]),
-            logits=value.logits,
-            decode=lambda out: value.decode(out).movedim(0, -1),
-            copies=("target",),
-            interventions=interventions,
-        )
+        self.critic = critic_part(self.critics, net, self.critic_loss, value, optim, interventions)
         self.actor = Part(
             "actor",
             self.policy,
@@ -152,14 +142,7 @@ class SAC:
             next_out = next_out[noise["subset"].argsort()[: self.settings.subset]]
         reward = b["reward"] - b["discount"] * alpha * log_prob
         joined = least(self.value, next_out) if self.settings.target_value == "min" else self.value.mixture(next_out)
-        target = self.value.backup(reward, b["discount"], joined)
-        out, feats = self.critic(params, b["obs"], b["action"])
-        error = self.value.loss(out, target.expand(self.settings.critics, *target.shape))
-        loss = (b["weight"] * error).sum(0).mean()
-        q = self.value.decode(out)
-        clipped = self.value.clipped(reward, b["discount"], joined)
-        values = {"q": q[0], "target": self.value.expected(target), "priority": error.mean(0), "clipped": clipped}
-        return Outcome(loss, feats, {"critic/loss": loss, "critic/q_mean": q.mean()}, values)
+        return toward(self.critic, self.value, params, b, reward, joined)
 
     def actor_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
         alpha, _ = self.alpha(weights(s["alpha"]))
