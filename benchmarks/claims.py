@@ -52,8 +52,12 @@ class Kept:
     def change(self, arm: str, column: str) -> np.ndarray:
         """Late stages less early ones, the very first apart: nothing has been forgotten there. [seeds]"""
         values = self(arm, column)[:, 1:]
-        early, late = (max(1, round(share * values.shape[1])) for share in (EARLY, LATE))
-        return values[:, -late:].mean(1) - values[:, :early].mean(1)
+        return self.late(arm, column) - values[:, : max(1, round(EARLY * values.shape[1]))].mean(1)
+
+    def late(self, arm: str, column: str) -> np.ndarray:
+        """Over the late stages. [seeds]"""
+        values = self(arm, column)[:, 1:]
+        return values[:, -max(1, round(LATE * values.shape[1])) :].mean(1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Claim:
 
 ASH, LEE, DOHARE = "Ash & Adams 2020", "Lee et al. 2024 (H&T)", "Dohare et al. 2024"
 KUMAR, LYLE, SHIN = "Kumar et al. 2023", "Lyle et al. 2024", "Shin et al. 2024 (DASH)"
+PLASTIC = "Lee et al. 2023 (PLASTIC)"
 PROBE, MEAN = "trainability of the probe", "test accuracy, mean over stages"
 TEST, ONLINE, TRAIN = "test accuracy", "online accuracy, late - early", "accuracy on training data"
 
@@ -159,6 +164,24 @@ CLAIMS = [
           - (d.last("hl_gauss_0", "train") - d.last("hl_gauss_100", "train")), "share of variance explained"),
     Claim("large_means", "With two-hot targets more is explained than with squared error", LYLE,
           lambda d: d.last("two_hot_100", "train") - d.last("mse_100", "train"), "share of variance explained"),
+    Claim("shifted_labels", "With plain Adam later namings of the classes are learned worse", PLASTIC,
+          lambda d: -d.change("base", "online"), "online accuracy, early - late"),
+    Claim("shifted_labels", "CReLU helps to learn new labels", PLASTIC,
+          lambda d: d.change("crelu", "online") - d.change("base", "online"), ONLINE),
+    Claim("shifted_labels", "Resets of the head help to learn new labels", PLASTIC,
+          lambda d: d.late("head_reset", "online") - d.late("base", "online"), "online accuracy, late"),
+    Claim("shifted_labels", "CReLU helps with new labels more than layer normalisation does", PLASTIC,
+          lambda d: d.change("crelu", "online") - d.change("layer_norm", "online"), ONLINE),
+    Claim("shifted_labels", "L2 Init helps to learn new labels", KUMAR,
+          lambda d: d.change("l2_init", "online") - d.change("base", "online"), ONLINE),
+    Claim("slow_regression", "The error of gradient descent rises over the stages", DOHARE,
+          lambda d: -d.change("base", "online"), "squared error, late - early"),
+    Claim("slow_regression", "So does Adam's", DOHARE,
+          lambda d: -d.change("adam", "online"), "squared error, late - early"),
+    Claim("slow_regression", "Late, gradient descent is worse than a linear learner", DOHARE,
+          lambda d: d.late("linear", "online") - d.late("base", "online"), "squared error, late"),
+    Claim("slow_regression", "Continual backpropagation keeps the error down", DOHARE,
+          lambda d: d.change("continual_backprop", "online") - d.change("base", "online"), "error saved, late - early"),
     Claim("mdp", "DQN with squared error loses trainability as the discount grows", LYLE,
           lambda d: d.last("mse_0", "trainability") - d.last("mse_99", "trainability"), PROBE),
     Claim("mdp", "With layer normalisation and two-hot targets it loses less", LYLE,
