@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from core.config import Config, main, setting_up
 
+LONG = 10_000  # updates at one step after which a run is saved among them
+
 
 def train(config: Config) -> int:
     """Run `config` to its end, from the newest checkpoint of its folder if there is one. -> exit code"""
@@ -29,8 +31,8 @@ def loop(config: Config, run) -> None:
     """The training loop. Shapes lead with [n] seeds; units are those of core/clock.py."""
     clock, agent, engine, replay = run.clock, run.agent, run.engine, run.replay
 
-    while clock.running and not run.stop.requested:
-        if run.stream.at(clock.env_steps).index != run.task.index:  # the world changes
+    while run.going and not run.stop.requested:
+        if clock.running and run.stream.at(clock.env_steps).index != run.task.index:  # the world changes
             run.enter_task()
 
         if not clock.updates_due():  # else the run was stopped among them, or begins with them
@@ -56,11 +58,14 @@ def loop(config: Config, run) -> None:
             run.observe()
             if left:
                 run.intervene("updates")
+            if left and left % LONG == 0:
+                run.log()
+                run.save()
         if clock.updates_due():
             continue
 
         # evaluation comes before the step's events (of its last update): a score is not taken within a recovery
-        if clock.passed(config.eval_every, "env_steps") or not clock.running:
+        if clock.passed(config.eval_every, "env_steps") or not clock.running or not clock.agent_steps:
             run.evaluate()
         run.intervene("updates", "agent_steps", "env_steps")
         if clock.running and clock.passed(config.log_every, "env_steps"):

@@ -78,8 +78,7 @@ class DQN:
     ) -> None:
         if not spec.is_discrete:
             raise ValueError(f"agent=dqn needs discrete actions; env={spec.name} has continuous ones; use agent=sac")
-        if settings.augment and not spec.is_image:
-            raise ValueError(f"agent.augment: env={spec.name} has vectors; expected frames, or augment.shift=0")
+        settings.augment.check(f"env={spec.name}", spec.is_image)
         self.settings, self.spec, self.value = settings, spec, value
         self.interventions = tuple(interventions)
         self.q = Part(

@@ -14,6 +14,7 @@ rl_with_resets):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +22,7 @@ from torch import nn
 
 from agents.sac import SAC, SACSettings
 from core.blueprint import NetSpec
+from core.intervention import Intervention
 from core.options import option
 from core.part import Outcome
 from core.randomness import Noise
@@ -49,6 +51,12 @@ class DrQ(SAC):
 
     Settings = DrQSettings
     settings: DrQSettings
+
+    def __init__(
+        self, settings: DrQSettings, spec: EnvSpec, net: NetSpec, value, interventions: Sequence[Intervention] = ()
+    ) -> None:
+        super().__init__(settings, spec, net, value, interventions)
+        settings.augment.check(f"env={spec.name}", spec.is_image)
 
     @staticmethod
     def check(spec: EnvSpec, net: NetSpec, name: str = "drq_sac") -> None:

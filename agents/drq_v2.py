@@ -68,6 +68,7 @@ class DrQV2:
         self, settings: DrQV2Settings, spec: EnvSpec, net: NetSpec, value, interventions: Sequence[Intervention] = ()
     ) -> None:
         DrQ.check(spec, net, "drq_v2")
+        settings.augment.check(f"env={spec.name}", spec.is_image)
         self.settings, self.spec, self.value = settings, spec, value
         self.interventions = tuple(interventions)
         optim = Adam(lr=settings.learning_rate, decay=settings.weight_decay)

@@ -15,7 +15,6 @@ from core.offline import OfflineData, mixed
 from core.randomness import host_generator
 from core.rehearsal import blank
 from core.replay import Replay
-from core.run_options import Priming
 from core.session import Session
 from core.spec import Env, Episode
 from core.state import Batch
@@ -53,7 +52,9 @@ class AgentSession(Session):
             self.offline = OfflineData(config.offline.data, spec, config.seeds, config.device)
             if replay.moments:
                 raise ValueError("agent.standardise: the moments of offline.data are not known; leave one of them out")
-        _check_priming(config.priming, settings.n_step + 1, self.offline is not None)
+            if len(config.tasks) > 1:
+                raise ValueError("offline.data: of one task; stream.tasks has several; leave one of them out")
+        _check_priming(config, settings.n_step + 1, spec.action_repeat)
         clock = clock_of(config, spec.action_repeat)
         super().__init__(config, self.agent, clock, blank(spec, settings.batch_size), replay)
 
@@ -161,9 +162,12 @@ class AgentSession(Session):
         return importlib.import_module("envs.vector").Vector(envs, self.config.seeds, stream)
 
 
-def _check_priming(priming: Priming, window: int, offline: bool) -> None:
-    """Raises ValueError if there is nothing to learn from when it begins. window: agent steps that make one sample."""
-    if priming.updates and priming.after < window and not (offline and priming.after == 0):
-        raise ValueError(
-            f"priming.after: {priming.after} given; expected at least {window}, or 0 with offline.data=FILE.npz"
-        )
+def _check_priming(config: Config, window: int, action_repeat: int) -> None:
+    """Raises ValueError if it never begins, or has nothing to learn from. window: agent steps that make one sample."""
+    after, length = config.priming.after, config.stream.steps if len(config.tasks) > 1 else config.steps
+    if not config.priming.updates:
+        return
+    if after < window and not (config.offline.data and after == 0):
+        raise ValueError(f"priming.after: {after} given; expected at least {window}, or 0 with offline.data=FILE.npz")
+    if after * action_repeat > length:
+        raise ValueError(f"priming.after: {after} given; the first task has {length // action_repeat} agent steps")

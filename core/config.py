@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from core import rooms
 from core.clock import Clock
@@ -229,8 +229,10 @@ def _env_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     what suits it.
     """
     for family in rooms.families():
-        suited = options.pop(family, {})
-        if suited and family == name.partition("/")[0]:
+        suited = _settings(f"env.{family}", options.pop(family, {}))
+        if suited:  # a misspelt setting is one, chosen or not
+            build(cast(type, rooms.env_settings(f"{family}/")), suited, f"env.{family}")
+        if family == name.partition("/")[0]:
             options = {**suited, **options}
     settings = rooms.env_settings(name)
     if settings is None and options:

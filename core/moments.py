@@ -28,7 +28,7 @@ class Moments:
         return {k: torch.from_numpy(v.astype(np.float32)).to(device, non_blocking=True) for k, v in values.items()}
 
     def tobytes(self) -> bytes:
-        return self.mean.tobytes() + self.squares.tobytes()
+        return self.count.to_bytes(8, "little") + self.mean.tobytes() + self.squares.tobytes()
 
     def state_dict(self) -> dict:
         return {"count": self.count, "mean": torch.from_numpy(self.mean), "squares": torch.from_numpy(self.squares)}

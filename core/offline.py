@@ -8,8 +8,10 @@ ends [T] (the next row begins an episode).
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -36,12 +38,16 @@ class OfflineData:
             raise ValueError(f"offline.data: env={spec.name} shows frames; expected an environment of vectors")
         self.spec, self.seeds, self.device = spec, tuple(seeds), torch.device(device)
         obs, action, reward, next_obs, terminal, ends = _read(path)
-        wanted = {"observations": spec.obs_shape, "actions": spec.action_shape}
-        for name, array in (("observations", obs), ("actions", action)):
-            if array.shape[1:] != wanted[name]:
+        wanted = {"observations": spec.obs_shape, "next_observations": spec.obs_shape, "actions": spec.action_shape}
+        for name, array in zip(FIELDS, (obs, action, reward, next_obs, terminal, ends), strict=True):
+            if array.shape[1:] != wanted.get(name, ()):
                 raise ValueError(
-                    f"offline.data: {path} has {name} of shape {array.shape[1:]}; {spec.name} has {wanted[name]}"
+                    f"offline.data: {path} has {name} of shape {array.shape[1:]}; expected {wanted.get(name, ())}"
                 )
+            if not np.isfinite(array).all():
+                raise ValueError(f"offline.data: {path} has {name} that are not finite")
+        if spec.is_discrete and not ((action >= 0) & (action < spec.num_actions)).all():
+            raise ValueError(f"offline.data: {path} has actions beyond the {spec.num_actions} of {spec.name}")
         self.obs, self.next_obs = obs.astype(spec.obs_dtype), next_obs.astype(spec.obs_dtype)
         self.action, self.reward = action.astype(spec.action_dtype), reward.astype(np.float32)
         self.terminal, self.ends = terminal.astype(bool), ends.astype(bool) | terminal.astype(bool)
@@ -133,7 +139,7 @@ def _read(path: str) -> list[np.ndarray]:
             arrays = [file[name] for name in FIELDS]
     except FileNotFoundError as error:
         raise ValueError(f"offline.data: {path} is not there; python -m core.run export RUN_DIR writes one") from error
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, TypeError, BadZipFile, zlib.error) as error:
         text = str(error)
         raise ValueError(text if text.startswith("offline.data") else f"offline.data: {path} is no npz file") from error
     if len({len(array) for array in arrays}) != 1 or not len(arrays[0]):

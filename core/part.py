@@ -140,8 +140,8 @@ class Part:
         return fnmatch.filter(every, word)
 
     def matrices(self, where: Iterable[str] = ("all",)) -> list[str]:
-        """Names of selected matrices and kernels: what has more than one axis. Raises ValueError if there is none."""
-        chosen = [name for name in self.names(where) if len(self.shapes[name]) > 1]
+        """Names of selected matrices and kernels, but no sigmas of noise. Raises ValueError if there is none."""
+        chosen = [k for k in self.names(where) if len(self.shapes[k]) > 1 and not k.endswith("_sigma")]
         if not chosen:
             raise ValueError(
                 f"where=[{','.join(where)}] selects only biases, gains and shifts of part {self.name}; "

@@ -62,8 +62,9 @@ def env_names() -> list[str]:
 
 
 def families() -> list[str]:
-    """What stands before the slash in the names of environments."""
-    return sorted({name.partition("/")[0] for name in env_names()} | {"gym"})
+    """Families of environments that have options, by what stands before the slash."""
+    names = {name.partition("/")[0] for name in importlib.import_module("envs.catalog").names()}
+    return sorted(family for family in names if env_settings(f"{family}/"))
 
 
 def env_settings(name: str) -> type | None:

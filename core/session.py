@@ -87,12 +87,17 @@ class Session:
         return self.folder.finished is not None
 
     @property
+    def going(self) -> bool:
+        """There are steps to take, or updates to make for those that were taken."""
+        return self.clock.running or self.clock.updates_due() > 0
+
+    @property
     def exit_code(self) -> int:
         return self.stop.exit_code
 
     def close(self) -> None:
         """The loop has ended: the run is complete, or it was told to stop. Save either way."""
-        if self.clock.running:
+        if self.going:
             self.save()
             self.progress.say(f"{self.stop.requested}: saved at step {self.clock.env_steps}; the same command goes on")
             return

@@ -53,9 +53,12 @@ class NormalizeAndProject(Intervention):
             weight, bias = f"{layer.name}.weight", f"{layer.name}.bias"
             together = [k for k in (weight, bias) if k in names] if layer.kind == "norm" else [weight]
             factor = length(s.birth, together) / length(s.params, together).clamp_min(1e-30)
-            new[weight] = s.params[weight] * factor
-            if bias in names and not layer.output:
-                new[bias] = s.params[bias] * factor
+            for k in (weight, f"{weight}_sigma"):
+                if k in s.params:
+                    new[k] = s.params[k] * factor
+            for k in (bias, f"{bias}_sigma"):
+                if k in names and not layer.output:
+                    new[k] = s.params[k] * factor
         return s._replace(params=s.params | new)
 
     def _held(self, part: Part) -> list[Layer]:

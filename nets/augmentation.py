@@ -35,6 +35,14 @@ class Augmentation:
     def __bool__(self) -> bool:
         return bool(self.shift or self.intensity or self.flip)
 
+    def check(self, env: str, is_image: bool, agent: bool = True) -> None:
+        """Raises ValueError where there is nothing to augment, or it would change what an action means."""
+        if self and not is_image:
+            chosen = " ".join(f"agent.augment.{name}" for name, value in vars(self).items() if value)
+            raise ValueError(f"agent.augment: {env} shows vectors, not frames; leave out {chosen}")
+        if self.flip and agent:
+            raise ValueError("agent.augment.flip: actions of a mirrored frame would be others; leave it out")
+
     def noise(self, batch_size: int, seen: Sequence[str] = SEEN) -> dict[str, Noise]:
         """Random numbers one update takes; `seen`: what of the batch is augmented, each with a draw of its own."""
         drawn = {}

@@ -4,8 +4,9 @@
              He's initialiser is flax's but for its truncation)
     BroNet:  linear, layer norm, relu -> N x [x + LN(W2 relu(LN(W1 x)))]   (verified in BRO's code)
 
-Both stand where plain hidden layers would, with a smaller actor beside large critics. What flows along the residual
-stream belongs to no single layer, so only the units inside a block can be recycled.
+BroNet's first rectifier stays one whatever the activation: the stream keeps its width. Both stand where plain layers
+would, with a smaller actor beside large critics. What flows along the residual stream belongs to no single layer, so
+only the units inside a block can be recycled.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ class Classifier:
         value: object = None,
         interventions: Sequence[Intervention] = (),
     ) -> None:
-        if settings.augment and not spec.is_image:
-            raise ValueError("agent.augment: net=mlp sees vectors; use net=cnn, vgg16 or resnet18, or leave it out")
+        settings.augment.check("net=mlp", spec.is_image, agent=False)
         self.settings, self.spec = settings, spec
         self.interventions = tuple(interventions)
         self.classifier = Part(

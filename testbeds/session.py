@@ -60,6 +60,8 @@ class TestbedSession(Session):
         ]
         if (config.replay_ratio, config.warmup) != (1, 0):
             raise ValueError(f"env={config.env}: has no replay; leave replay_ratio and warmup out")
+        if config.priming.updates or config.offline.data:
+            raise ValueError(f"env={config.env}: every stage brings its data; leave priming and offline out")
         if config.stream.tasks:
             raise ValueError("stream.tasks: a supervised stream has stages of its own; leave it out")
         if self.stream.until and not self.stream.classes:

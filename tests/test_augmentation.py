@@ -92,7 +92,9 @@ def test_half_the_images_are_mirrored_and_a_classifier_sees_them():
         for draw in (torch.zeros(BATCH), torch.ones(BATCH))
     ]
     assert losses[0] != losses[1]
-    with pytest.raises(ValueError, match="agent.augment: net=mlp sees vectors"):
+    with pytest.raises(
+        ValueError, match="agent.augment: net=mlp shows vectors, not frames; leave out agent.augment.flip"
+    ):
         classifier(augment=Augmentation(flip=True))
 
 
@@ -131,6 +133,15 @@ def test_compiled_and_eager_agree():
 
 
 def test_vectors_are_refused():
-    with pytest.raises(ValueError, match=r"agent.augment: env=toy/vector has vectors; expected frames"):
+    with pytest.raises(
+        ValueError,
+        match=r"agent.augment: env=toy/vector shows vectors, not frames; leave out agent.augment.shift",
+    ):
         dqn(spec=VECTOR, augment=FULL)
     assert CONTROL.is_image is False
+
+
+@pytest.mark.parametrize("make", [dqn])
+def test_agents_refuse_mirror_images(make):
+    with pytest.raises(ValueError, match="agent.augment.flip: actions of a mirrored frame would be others"):
+        make(augment=Augmentation(flip=True))

@@ -392,5 +392,9 @@ def test_options_of_a_family_hold_for_its_environments_alone_and_give_way_to_the
     assert load(["agent=simba", "env=dmc/walker-run", "env.action_repeat=3"]).env_options["action_repeat"] == 3
     assert load(["agent=simba", "env=toy/reach"]).env_options == {}
     assert load(["env=dmc/walker-run", "env.dmc.action_repeat=4"]).env_options["action_repeat"] == 4
-    with pytest.raises(BadConfig, match="env.action_repeats: no such setting; did you mean env.action_repeat?"):
+    with pytest.raises(BadConfig, match="env.dmc.action_repeats: no such setting; did you mean env.dmc.action_repeat?"):
         load(["env=dmc/walker-run", "env.dmc.action_repeats=4"])
+    with pytest.raises(BadConfig, match="env.dmc.action_repeats: no such setting"):
+        load(["env=toy/reach", "env.dmc.action_repeats=4"])
+    with pytest.raises(BadConfig, match="env.dmc: 3 given; expected env.dmc.SETTING=VALUE"):
+        load(["env=toy/reach", "env.dmc=3"])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from learners import BATCH, FRAMES, VECTOR, batch_for, dqn, engine, equal, largest_difference, run
 
 from core.recycle import incoming, outgoing
+from interventions.normalize_and_project import NormalizeAndProject
 from interventions.redo import ReDo
 from interventions.soft_weight_rescaling import SoftWeightRescaling
 from nets.noisy import NoisyLinear, NoisyOutput, noise_of, with_noise
@@ -158,6 +159,22 @@ def test_rescaling_multiplies_the_noisy_function_too():
     ratio = new / old
     assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-4)
     assert ratio.mean() < 0.9
+
+
+def test_what_acts_on_matrices_leaves_sigmas_alone():
+    part = dqn(spec=VECTOR, noisy=0.5).q
+    assert part.matrices() == [name for name in part.names() if name.endswith(".weight")]
+
+
+def test_projection_scales_a_layers_sigmas_with_its_means():
+    method = NormalizeAndProject()
+    learner = dqn(spec=VECTOR, noisy=0.5, interventions=[method])
+    s = learner.q.birth(0)
+    s = s._replace(params={k: 3 * v for k, v in s.params.items()})
+    new = method.after_step(learner.q, s, None).params
+    for name in ("trunk.layers.0", "trunk.layers.1"):
+        for kind in ("weight", "weight_sigma", "bias_sigma"):
+            torch.testing.assert_close(new[f"{name}.{kind}"], s.birth[f"{name}.{kind}"])
 
 
 def test_frames_take_part():

@@ -160,7 +160,7 @@ def test_iql_learns_before_its_first_step_and_goes_on(tmp_path, data, capsys):
     arguments += ["agent.batch_size=8", "replay=prioritised"]
     assert train.train(load([*arguments, f"run_dir={tmp_path / 'run'}"])) == 0
     rows = [line.split(",") for line in (tmp_path / "run" / "eval.csv").read_text().splitlines()[1:]]
-    assert {int(row[6]) for row in rows} == {30 + 24, 30 + 54}  # updates at the evaluations; 6 steps warm up
+    assert {int(row[6]) for row in rows} == {30, 30 + 24, 30 + 54}  # updates at the evaluations; 6 steps warm up
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,10 @@ def test_iql_learns_before_its_first_step_and_goes_on(tmp_path, data, capsys):
     [
         ({"rewards": None}, "has no rewards; expected observations, actions"),
         ({"rewards": np.zeros(3)}, r"arrays of lengths \[5, 5, 3, 5, 5, 5\]; expected equal ones"),
-        ({"actions": np.zeros((5, 2))}, r"has actions of shape \(2,\); toy/x has \(1,\)"),
+        ({"actions": np.zeros((5, 2))}, r"has actions of shape \(2,\); expected \(1,\)"),
+        ({"rewards": np.zeros((5, 1))}, r"has rewards of shape \(1,\); expected \(\)"),
+        ({"next_observations": np.zeros((5, 3))}, r"has next_observations of shape \(3,\); expected \(1,\)"),
+        ({"rewards": np.full(5, np.nan)}, "has rewards that are not finite"),
         ({"observations": np.array([[None]] * 5)}, "is no npz file"),
     ],
 )
@@ -182,6 +185,11 @@ def test_a_missing_or_foreign_file_is_told_in_one_line(tmp_path):
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ValueError, match="text is no npz file"):
         OfflineData(str(tmp_path / "text"), SPEC, [0])
+    (tmp_path / "half.npz").write_bytes(Path(written(tmp_path / "d.npz")).read_bytes()[:300])
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    for name in ("half.npz", "one.npy"):
+        with pytest.raises(ValueError, match=f"{name} is no npz file"):
+            OfflineData(str(tmp_path / name), SPEC, [0])
     with pytest.raises(ValueError, match="none is not there; python -m core.run export RUN_DIR writes one"):
         OfflineData(str(tmp_path / "none"), SPEC, [0])
     with pytest.raises(ValueError, match="shows frames; expected an environment of vectors"):
@@ -192,3 +200,16 @@ def test_an_export_needs_a_checkpoint(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("{}")
     assert run_command(["export", str(tmp_path)]) == 2
     assert "no checkpoint yet" in capsys.readouterr().err
+
+
+def test_it_is_of_one_task(tmp_path, data):
+    arguments = [*RUN, "agent=sac", f"offline.data={data}", "stream.tasks=[toy/reach,toy/reach]", "stream.steps=30"]
+    with pytest.raises(ValueError, match="offline.data: of one task; stream.tasks has several"):
+        AgentSession(load([*arguments, f"run_dir={tmp_path / 'run'}"]))
+
+
+def test_pretraining_is_evaluated_before_the_first_step(tmp_path, data):
+    arguments = [*RUN, "agent=iql", "priming.updates=30", f"offline.data={data}", f"run_dir={tmp_path / 'run'}"]
+    assert train.train(load(arguments)) == 0
+    rows = [line.split(",") for line in (tmp_path / "run" / "eval.csv").read_text().splitlines()[1:]]
+    assert ("0", "30") in {(row[0], row[6]) for row in rows}

@@ -92,3 +92,46 @@ def test_what_cannot_be_is_told_in_one_line(tmp_path, setting, line):
     with pytest.raises(ValueError, match=line):
         AgentSession(load([*RUN, setting, f"run_dir={tmp_path / 'run'}"]))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stopped_among_the_updates_of_its_last_step_is_not_over(tmp_path, capsys):
+    arguments = [*RUN, "replay_ratio=4", "priming.updates=0"]
+    train.train(load([*arguments, f"run_dir={tmp_path / 'whole'}"]))
+    run = AgentSession(load([*arguments, f"run_dir={tmp_path / 'cut'}"]))
+    observe, total = run.observe, run.clock.total("updates")
+
+    def watch() -> None:
+        observe()
+        if run.clock.updates == total - 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run.observe = watch  # type: ignore[method-assign]
+    with run:
+        train.loop(run.config, run)
+    assert (run.clock.env_steps, run.clock.updates, run.finished) == (60, total - 2, False)
+    assert train.train(load([*arguments, f"run_dir={tmp_path / 'cut'}"])) == 0
+    assert digest(tmp_path / "whole", capsys) == digest(tmp_path / "cut", capsys)
+    assert (tmp_path / "cut" / "done.json").exists()
+
+
+def test_a_long_burst_is_saved_on_its_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "LONG", 20)
+    run = AgentSession(load([*RUN, f"run_dir={tmp_path / 'run'}"]))
+    saved = []
+    save = run.save
+    run.save = lambda: saved.append(run.clock.updates) or save()  # type: ignore[method-assign]
+    with run:
+        train.loop(run.config, run)
+    assert saved[:2] == [10, 30]  # 40 and 20 updates before the end of the burst
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["priming.after=61"], "priming.after: 61 given; the first task has 60 agent steps"),
+        (["stream.tasks=[toy/reach,toy/reach]", "stream.steps=30", "priming.after=40"], "the first task has 30"),
+    ],
+)
+def test_priming_that_would_never_come_is_refused(tmp_path, settings, line):
+    with pytest.raises(ValueError, match=line):
+        AgentSession(load([*RUN, *settings, f"run_dir={tmp_path / 'run'}"]))
