@@ -47,9 +47,10 @@ class SpectralRegularization(Intervention):
     def penalty(self, part: Part, params: Tensors, s: State, step: Step) -> Tensor | float:
         total: Tensor | float = 0.0
         gains = {f"{layer.name}.weight" for layer in part.layers if layer.kind == "norm"}
-        for k in part.names(self.where):
-            if params[k].ndim > 1:
-                u = s.memory[self.name][k]
+        vectors = s.memory[self.name]
+        for k in (k for k in part.names(self.where) if not k.endswith("_sigma")):
+            if k in vectors:
+                u = vectors[k]
                 v = F.normalize(s.params[k].flatten(1).T @ u, dim=0)
                 total = total + ((u @ params[k].flatten(1) @ v) ** self.power - 1).square()
             elif k in gains:
