@@ -1,4 +1,6 @@
-"""DrQ (Yarats et al. 2021): soft actor-critic from frames, which are shifted at random before every loss.
+"""DrQ (Yarats et al. 2021), `agent=drq_sac`: soft actor-critic from frames, shifted at random before every loss.
+
+(`agent=drq` is the DrQ of Atari, a DQN: configs/agent/drq.yaml.)
 
 Losses, order and policy are those of agents/sac.py. What differs, as in jaxrl's drq_learner (verified in
 rl_with_resets):
@@ -59,15 +61,8 @@ class DrQ(SAC):
         settings.augment.check(f"env={spec.name}", spec.is_image)
 
     @staticmethod
-    def check(spec: EnvSpec, net: NetSpec, name: str = "drq_sac") -> None:
-        if spec.is_discrete:
-            raise ValueError(f"agent={name} needs continuous actions; env={spec.name} has not; use agent=dqn")
-        if not spec.is_image:
-            raise ValueError(
-                f"agent={name} needs frames; env={spec.name} shows vectors; use env.pixels=84, or agent=sac"
-            )
-        if not isinstance(net, DrQNet):
-            raise ValueError(f"net: agent={name} has an encoder that actor and critics share; use net=drq")
+    def check(spec: EnvSpec, net: NetSpec) -> None:
+        check_pixels("drq_sac", spec, net)
 
     def critics(self, blueprint: NetSpec) -> nn.Module:
         count, spec = self.settings.critics, self.spec
@@ -97,6 +92,16 @@ class DrQ(SAC):
 
     def tied(self, s: States, newborn: bool) -> States:
         return shared(s, newborn)
+
+
+def check_pixels(agent: str, spec: EnvSpec, net: NetSpec) -> None:
+    """Raises ValueError if an agent from pixels cannot live there, or not with this network."""
+    if spec.is_discrete:
+        raise ValueError(f"agent={agent} needs continuous actions; env={spec.name} has not; use agent=dqn")
+    if not spec.is_image:
+        raise ValueError(f"agent={agent} needs frames; env={spec.name} shows vectors; use env.pixels=84, or agent=sac")
+    if not isinstance(net, DrQNet):
+        raise ValueError(f"net: agent={agent} has an encoder that actor and critics share; use net=drq")
 
 
 def shared(s: States, newborn: bool = False) -> States:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.critics import critic_part, toward
-from agents.drq import DrQ, shared
+from agents.drq import check_pixels, shared
 from core.blueprint import NetSpec
 from core.clock import Clock
 from core.copies import follow
@@ -67,7 +67,7 @@ class DrQV2:
     def __init__(
         self, settings: DrQV2Settings, spec: EnvSpec, net: NetSpec, value, interventions: Sequence[Intervention] = ()
     ) -> None:
-        DrQ.check(spec, net, "drq_v2")
+        check_pixels("drq_v2", spec, net)
         settings.augment.check(f"env={spec.name}", spec.is_image)
         self.settings, self.spec, self.value = settings, spec, value
         self.interventions = tuple(interventions)

@@ -103,10 +103,10 @@ def clock_of(run: Run, action_repeat: int, stage: int = 0) -> Clock:
         run.replay_ratio,
         run.warmup,
         action_repeat,
-        run.stream.steps * (switches > 0),
-        switches,
-        run.priming.updates,
-        run.priming.after,
+        task_length=run.stream.steps * (switches > 0),
+        switches=switches,
+        primed=run.priming.updates,
+        primed_after=run.priming.after,
     )
 
 

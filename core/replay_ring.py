@@ -30,9 +30,8 @@ class Ring:
         self.repeat_first = spec.repeat_first
         rows = members * capacity
         shape = (rows + 1, math.prod(spec.obs_shape))  # the last row stays zero: the frame before the first
-        self.obs = torch.empty(
-            shape, dtype=getattr(torch, spec.obs_dtype), device=device
-        )  # untouched pages cost nothing
+        # untouched pages cost nothing
+        self.obs = torch.empty(shape, dtype=getattr(torch, spec.obs_dtype), device=device)
         self.obs[rows] = 0
         action_dtype = np.min_scalar_type(spec.num_actions - 1) if spec.is_discrete else np.float32
         self.action = np.zeros((rows, *spec.action_shape), action_dtype)

@@ -20,9 +20,7 @@ class EnvSpec:
     """What an environment looks like to replay, networks and agents."""
 
     name: str  # "atari/pong", "dmc/walker-walk", "gym/CartPole-v1", "toy/chain"
-    obs_shape: tuple[
-        int, ...
-    ]  # one observation as it is stored: (84, 84) or (3, 84, 84) for a frame, (24,) for a vector
+    obs_shape: tuple[int, ...]  # of one observation as it is stored: (84, 84) or (3, 84, 84), a frame; (24,), a vector
     obs_dtype: str  # "uint8" for frames, "float32" for vectors
     num_actions: int = 0  # discrete actions; 0 means continuous
     action_dim: int = 0  # continuous actions in [-1, 1]; 0 means discrete

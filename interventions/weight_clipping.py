@@ -6,7 +6,8 @@ Source    Elsayed et al. 2024, "Weight Clipping for Deep Continual and Reinforce
           (verified): s = 1 / sqrt(fan_in), PyTorch's uniform bound, for the weights and the bias of a layer.
 Choices   The layer's own bound for its bias; gains and shifts of normalisation are left alone (the released code
           bounds a 1-D tensor by the matrix before it, which destroys a gain). `bound=birth` takes the largest absolute
-          weight of the layer at birth, for initialisers with other bounds, such as orthogonal ones.
+          weight of the layer at birth, for initialisers with other bounds, such as orthogonal ones. The sigmas of noisy
+          layers are not clipped (our choice).
 Effects   Function: changes only where something is clipped. Optimizer: kept. Target and slow copies: follow, and stay
           in the box by themselves.
 Defaults  zeta 2 with the bound at birth (our choice; the paper sweeps 1 to 5 with 1 / sqrt(fan_in)).

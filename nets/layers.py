@@ -54,6 +54,15 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(x.to(weight.dtype), weight, bias)
 
 
+def refuse_norms(spec: NetSpec, name: str) -> None:
+    """Raises ValueError if a blueprint asks a network that has normalisation of its own for more."""
+    if spec.norm != "none" or spec.dropout:
+        raise ValueError(
+            f"net: {name} has layer normalisation of its own and no dropout; "
+            "leave out layer_norm, batch_norm, normalize_and_project and dropout"
+        )
+
+
 def units(count: int, spec: NetSpec) -> int:
     """Units of a hidden layer that the blueprint's factor makes of `count`."""
     return max(1, round(count * spec.units))

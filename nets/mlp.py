@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons and what is built from them: the SAC critic pair, the Gaussian actor, the temperature."""
+"""Multi-layer perceptrons and what is built from them: ensembles of critics, Gaussian actors, the temperature."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from core.options import option
 from core.randomness import beside
 from core.state import Tensors
 from nets.activations import activation, halves
-from nets.layers import NORM_EPS, Output, initialise, rectified, units
+from nets.layers import NORM_EPS, Output, initialise, rectified, refuse_norms, units
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,7 @@ class ResidualTrunk(nn.Module):
 
     def __init__(self, n_in: int, spec: Residual, blocks: list, norm_last: bool) -> None:
         super().__init__()
-        if spec.norm != "none" or spec.dropout:
-            raise ValueError(
-                f"net: {type(spec).__name__.lower()} has layer normalisation of its own and no dropout; "
-                "leave out layer_norm, batch_norm, normalize_and_project and dropout"
-            )
+        refuse_norms(spec, type(spec).__name__.lower())
         self.spec, self.n_out, self.norm_last = spec, spec.width, norm_last
         self.first = initialise(nn.Linear(n_in, spec.width), spec.init)
         self.norm = nn.LayerNorm(spec.width, eps=NORM_EPS)

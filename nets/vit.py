@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from core.blueprint import Layer, NetSpec
 from core.state import Tensors
 from nets.activations import activation, halves
-from nets.layers import NORM_EPS, initialise, rectified, units
+from nets.layers import NORM_EPS, initialise, rectified, refuse_norms, units
 
 
 class Attention(nn.Module):
@@ -75,11 +75,7 @@ class ViTEncoder(nn.Module):
             raise ValueError(f"net.patch: {patch} given; images of {tuple(sides)} do not hold whole patches of it")
         if dim % heads:
             raise ValueError(f"net.heads: {heads} given; expected a divisor of dim={dim}")
-        if spec.norm != "none" or spec.dropout:
-            raise ValueError(
-                "net: vit has layer normalisation of its own and no dropout; "
-                "leave out layer_norm, batch_norm, normalize_and_project and dropout"
-            )
+        refuse_norms(spec, "vit")
         self.spec, self.n_out = spec, dim
         count = (sides[0] // patch) * (sides[1] // patch)
         self.patches = initialise(nn.Conv2d(channels, dim, patch, patch), spec.init)

@@ -69,10 +69,13 @@ def causes(out: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-@pytest.mark.skipif(
+needs_slurm = pytest.mark.skipif(
     not shutil.which("sinfo"),
-    reason="no Slurm is installed here; docs/cluster.md",
+    reason="these tests submit jobs, and no Slurm is installed here; docs/cluster.md sets up one of one node",
 )
+
+
+@needs_slurm
 def test_slurm_cells_are_found_again_requeued_and_restarted_and_end_in_the_same_bits(file, undisturbed):
     out = file.parent / "slurm"
     launcher = launch(file, out, "launcher=slurm", "launcher.cpus_per_task=1", "launcher.timeout_min=10")
@@ -88,10 +91,7 @@ def test_slurm_cells_are_found_again_requeued_and_restarted_and_end_in_the_same_
     assert digests(file, out) == undisturbed
 
 
-@pytest.mark.skipif(
-    not shutil.which("sinfo"),
-    reason="no Slurm is installed here; docs/cluster.md",
-)
+@needs_slurm
 def test_a_slurm_job_that_is_preempted_saves_and_queues_itself_again(file, undisturbed):
     out = file.parent / "preempted"
     launcher = launch(file, out, "launcher=slurm", "launcher.cpus_per_task=1", "launcher.timeout_min=10")

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from test_clock import updates_by_step
 
 import train
 from core.agent_session import AgentSession
@@ -18,16 +19,6 @@ RUN = ["agent=sac", "env=toy/reach", "net.width=16", "agent.batch_size=8", "step
 RUN += ["eval_every=30", "eval_episodes=2", "observe_every=7", "log_every=20", "seeds=[0,1]", "save_every=25"]
 RUN += ["priming.updates=50", "priming.after=10", "interventions=[shrink_and_perturb]"]
 RUN += ["interventions.shrink_and_perturb.when.every=15"]
-
-
-def updates_by_step(clock: Clock, steps: int) -> list[int]:
-    made = []
-    for _ in range(steps):
-        clock.step()
-        made.append(clock.updates_due())
-        for _ in range(made[-1]):
-            clock.update()
-    return made
 
 
 def test_the_burst_comes_once_after_its_step_and_training_goes_on_as_usual():
