@@ -28,45 +28,21 @@ def train(config: Config) -> int:
 
 
 def loop(config: Config, run) -> None:
-    """The training loop. Shapes lead with [n] seeds; units are those of core/clock.py."""
-    clock, agent, engine, replay = run.clock, run.agent, run.engine, run.replay
+    """The training loop. Units are those of core/clock.py."""
+    clock = run.clock
 
     while run.going and not run.stop.requested:
-        if clock.running and run.stream.at(clock.env_steps).index != run.task.index:  # the world changes
-            run.enter_task()
-
-        if not clock.updates_due():  # else the run was stopped among them, or begins with them
-            if clock.warm:
-                seen = run.envs.observation[:, None]  # one episode per seed: [n, 1, ...]
-                action = engine.act(seen, agent.explore(clock), "act", clock.agent_steps, agent.settings.act_with)[:, 0]
-            else:
-                action = run.random_action()
-            frame = run.envs.frame
-            step = run.envs.step(action)
-            replay.add(frame, action, step.reward, step.terminal, step.ended, step.next_obs)
-            clock.step()
-            run.note_episodes(step.episodes)
-
-        for left in reversed(range(clock.updates_due())):
-            if run.stop.requested:
+        if not run.evaluating:  # else the run was stopped in an evaluation, and begins with it
+            if not clock.updates_due():  # else it was stopped among updates, or begins with them
+                act(run)
+            learn(run)
+            if clock.updates_due():  # told to stop
                 break
-            batch = run.sample("replay", clock.updates)
-            metrics = engine.update(batch, clock)
-            replay.update_priorities(batch["index"], metrics.pop("priority"))
-            clock.update()
-            run.note(metrics)
-            run.observe()
-            if left:
-                run.intervene("updates")
-            if left and left % LONG == 0:
-                run.log()
-                run.save()
-        if clock.updates_due():
-            continue
 
         # evaluation comes before the step's events (of its last update): a score is not taken within a recovery
-        if clock.passed(config.eval_every, "env_steps") or not clock.running or not clock.agent_steps:
-            run.evaluate()
+        due = clock.passed(config.eval_every, "env_steps") or not clock.running or not clock.agent_steps
+        if due and not run.evaluate():  # told to stop
+            break
         run.intervene("updates", "agent_steps", "env_steps")
         if clock.running and clock.passed(config.log_every, "env_steps"):
             run.log()
@@ -75,6 +51,42 @@ def loop(config: Config, run) -> None:
         run.progress.step()
 
     run.close()
+
+
+def act(run) -> None:
+    """One agent step in every environment. Shapes lead with [n] seeds."""
+    clock, agent = run.clock, run.agent
+    if run.stream.at(clock.env_steps).index != run.task.index:  # the world changes
+        run.enter_task()
+    if clock.warm:
+        seen = run.envs.observation[:, None]  # one episode per seed: [n, 1, ...]
+        explore = agent.explore(clock)
+        action = run.engine.act(seen, explore, "act", clock.agent_steps, agent.settings.act_with)[:, 0]
+    else:
+        action = run.random_action()
+    frame = run.envs.frame
+    step = run.envs.step(action)
+    run.replay.add(frame, action, step.reward, step.terminal, step.ended, step.next_obs)
+    clock.step()
+    run.note_step(action, step)
+
+
+def learn(run) -> None:
+    """The updates that are due after a step, or those of priming."""
+    for left in reversed(range(run.clock.updates_due())):
+        if run.stop.requested:
+            return
+        batch = run.sample("replay", run.clock.updates)
+        metrics = run.engine.update(batch, run.clock)
+        run.replay.update_priorities(batch["index"], metrics.pop("priority"))
+        run.clock.update()
+        run.note(batch, metrics)
+        run.observe()
+        if left:
+            run.intervene("updates")
+        if left and left % LONG == 0:
+            run.log()
+            run.save()
 
 
 if __name__ == "__main__":

@@ -45,4 +45,4 @@ def toward(critic: Part, value, params: Tensors, b: Batch, reward: Tensor, next_
     q = value.decode(out)
     clipped = value.clipped(reward, b["discount"], next_out)
     values = {"q": q[0], "target": value.expected(target), "priority": error.mean(0), "clipped": clipped}
-    return Outcome(loss, feats, {"critic/loss": loss, "critic/q_mean": q.mean()}, values)
+    return Outcome(loss, feats, {"critic/q_mean": q.mean()}, values)

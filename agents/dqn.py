@@ -140,7 +140,7 @@ class DQN:
         q = self.value.decode(taken)
         clipped = self.value.clipped(b["reward"], b["discount"], next_taken)
         values = {"q": q, "target": self.value.expected(target), "priority": error, "clipped": clipped}
-        return Outcome(loss, feats, {"q/loss": loss, "q/mean": q.mean()}, values)
+        return Outcome(loss, feats, {"q/mean": q.mean()}, values)
 
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
         s, outcome = descend(self.q, s, b, noise)

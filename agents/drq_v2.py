@@ -112,7 +112,7 @@ class DrQV2:
         out, feats = self.actor(params, encoded)
         action = self.noised(out.tanh(), b["step"], noise["actor"])
         loss = -self.value.decode(self.critic(weights(s["critic"]), encoded, action)[0]).amin(0).mean()
-        return Outcome(loss, feats, {"actor/loss": loss})
+        return Outcome(loss, feats, {})
 
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
         s, critic = descend(self.critic, s, b, noise)

@@ -117,7 +117,7 @@ class IQL:
         ahead, feats = self.advantage(params, s, b)
         share = (self.settings.expectile - (ahead < 0).to(ahead.dtype)).abs()
         loss = (share * ahead.square()).mean()
-        return Outcome(loss, feats, {"value/loss": loss, "value/advantage": ahead.mean()})
+        return Outcome(loss, feats, {"value/advantage": ahead.mean()})
 
     def actor_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
         ahead, _ = self.advantage(weights(s["value"]), s, b)
@@ -126,7 +126,7 @@ class IQL:
         off = (b["action"] - mean) / log_std.exp()
         log_prob = (-0.5 * off.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
         loss = -(weight * log_prob).mean()
-        return Outcome(loss, feats, {"actor/loss": loss, "actor/deviation": log_std.exp().mean()})
+        return Outcome(loss, feats, {"actor/deviation": log_std.exp().mean()})
 
     def critic_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
         v, _ = self.state_value(weights(s["value"]), b["next_obs"])

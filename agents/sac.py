@@ -150,7 +150,7 @@ class SAC:
         out, _ = self.critic(weights(s["critic"]), b["obs"], action)
         q = self.value.decode(out)
         loss = (alpha * log_prob - (q.amin(0) if self.settings.actor_value == "min" else q.mean(0))).mean()
-        return Outcome(loss, feats, {"actor/loss": loss, "actor/entropy": -log_prob.mean()})
+        return Outcome(loss, feats, {"actor/entropy": -log_prob.mean()})
 
     def alpha_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:
         """b["entropy"] is the policy's, as the actor's step has just seen it (jaxrl); an event has to ask the actor."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from core import assemble
 from core.config import Config, clock_of
@@ -16,8 +16,9 @@ from core.randomness import host_generator
 from core.rehearsal import blank
 from core.replay import Replay
 from core.session import Session
-from core.spec import Env, Episode
+from core.spec import Env, EnvSpec, EnvStep
 from core.state import Batch
+from core.watchdog import Watchdog
 
 
 class AgentSession(Session):
@@ -31,6 +32,7 @@ class AgentSession(Session):
         streams = importlib.import_module("envs.stream")
         self.stream = streams.Stream(config.tasks, config.stream.steps)
         self.task = self.stream.at(0)
+        self.watchdog = Watchdog(config.env_timeout)
         self._evaluation_envs: dict[str, list[list[Env]]] = {}  # opened once per task, played in turn
         self.envs = self._vector(self._open_envs(self.task.name), "train")
         if len(config.tasks) > 1:
@@ -57,6 +59,10 @@ class AgentSession(Session):
         _check_priming(config, settings.n_step + 1, spec.action_repeat)
         clock = clock_of(config, spec.action_repeat)
         super().__init__(config, self.agent, clock, blank(spec, settings.batch_size), replay)
+
+    @property
+    def looks(self) -> EnvSpec:
+        return self.envs.spec
 
     def begin(self) -> None:
         self.envs.reset()
@@ -103,38 +109,64 @@ class AgentSession(Session):
         self._switch_to(self.stream.at(self.clock.env_steps))
         self.envs.reset()
 
-    def note_episodes(self, episodes: Sequence[Episode]) -> None:
-        for episode in episodes:
+    def note_step(self, action: np.ndarray, step: EnvStep) -> None:
+        """Take in what the step that the clock has just counted has shown."""
+        if self.trace:
+            self.trace.step(self.clock.agent_steps, action, step)
+        for episode in step.episodes:
             self.averages.add_episode(episode)
+        self._look_at(self.envs)
 
-    def evaluate(self) -> None:
-        """Play the current task, with environments and streams of its own; the last time for `final_episodes`."""
+    def _look_at(self, vector: Any) -> None:
+        """Write down which environments had to be opened anew. A member whose world has shown what is not finite learns
+        no more."""
+        for failure in vector.failures:
+            seed = self.config.seeds[failure.pop("member")]
+            where = {"step": self.clock.env_steps, "updates": self.clock.updates, "seed": seed}
+            self.folder.events([where | {"restarted": vector.stream} | failure])
+            self.progress.say(f"seed {seed}: its environment failed and was opened anew ({failure['error']})")
+        vector.failures.clear()
+        for member, shown in vector.faults.items():
+            batch = {name: torch.as_tensor(value) for name, value in shown.items()}
+            self.watch.freeze(member, batch, self.clock.updates, self.clock.agent_steps)
+        if vector.faults:
+            self.tell_faults()
+
+    def evaluate(self) -> bool:
+        """Play the current task, with environments and streams of its own; the last time for `final_episodes`.
+
+        -> False if it was told to stop: nothing is kept, and it begins anew when the run goes on.
+        """
         config = self.config
         final = not self.clock.running and config.final_episodes
         episodes = final or config.eval_episodes
         stream = f"evaluate/{self.clock.env_steps}"
-        results = evaluate(
-            self.engine,
-            [self._vector(envs, f"{stream}/{lane}") for lane, envs in enumerate(self._lanes(episodes))],
-            episodes,
-            explore=self.agent.explore_eval,
-            role=self.evaluated,
-            stream=stream,
-        )
+        vectors = [self._vector(envs, f"{stream}/{lane}") for lane, envs in enumerate(self._lanes(episodes))]
+        greedy, role = self.agent.explore_eval, self.evaluated
+        self.evaluating, stop = True, self.stop
+        results = evaluate(self.engine, vectors, episodes, explore=greedy, role=role, stream=stream, stop=stop)
+        if not results:
+            return False
+        self.evaluating = False
+        for vector in vectors:
+            self._look_at(vector)
         where: dict[str, Any] = {"step": self.clock.env_steps, "task": self.task.name, "updates": self.clock.updates}
         self.folder.evaluation(results, **where, network=self.evaluated)
         self.returns = mean_scores(results, config.seeds)
         self.progress.refresh()
+        return True
 
     # persistence
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"task_step": self.task.start, "envs": self.envs.state_dict()}
+        where = {"task_step": self.task.start, "evaluating": self.evaluating}
+        return super().state_dict() | where | {"envs": self.envs.state_dict()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)
         if self.clock.tasks:
             self._switch_to(self.stream.at(saved["task_step"]))
+        self.evaluating = saved["evaluating"]
         self.envs.load_state_dict(saved["envs"])
         self.replay.load(self.folder.path / "replay", saved["replay"])
 
@@ -146,9 +178,15 @@ class AgentSession(Session):
         self.envs = self._vector(self._open_envs(task.name), f"train/{task.index}")
 
     def _open_envs(self, task: str) -> list[Env]:
-        """One environment per seed."""
+        """One environment per seed. Raises ValueError, one line, if it does not open on this machine."""
         make = assemble.environments(self.config, task)
-        return [make() for _ in self.config.seeds]
+        try:
+            return [make() for _ in self.config.seeds]
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # whatever a simulator raises is what is wrong with it
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"env: {task} does not open ({told}); python -m core.doctor looks closer") from error
 
     def _lanes(self, episodes: int) -> list[list[Env]]:
         """Environments for evaluation on the current task: so many sets as episodes go side by side."""
@@ -159,7 +197,8 @@ class AgentSession(Session):
 
     def _vector(self, envs: list[Env], stream: str) -> Any:
         """Environments in lock-step whose episodes come from `stream`."""
-        return importlib.import_module("envs.vector").Vector(envs, self.config.seeds, stream)
+        remake = assemble.environments(self.config, self.task.name) if self.config.on_failure == "restart" else None
+        return importlib.import_module("envs.vector").Vector(envs, self.config.seeds, stream, remake, self.watchdog)
 
 
 def _check_priming(config: Config, window: int, action_repeat: int) -> None:

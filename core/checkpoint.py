@@ -50,7 +50,8 @@ def save(folder: Path, step: int, state: dict, replay: Replay) -> Path:
     """Publish a checkpoint of the run in `folder` and drop what no kept one needs. -> its folder
 
     state: tensors and plain data, on any device; state["records"], if there, maps record files to lengths in bytes.
-    Raises TypeError, naming the entry, if something in it could not be loaded again.
+    Raises TypeError, naming the entry, if something in it could not be loaded again; OSError where it cannot be
+    written, and all that was there before stands.
     """
     home = folder / CHECKPOINTS
     for needed in (home, folder / REPLAY):
@@ -58,24 +59,23 @@ def save(folder: Path, step: int, state: dict, replay: Replay) -> Path:
     saved = replay.save(folder / REPLAY)
     state = state | {"replay": saved | {"digest": replay.digest()}}
     content = io.BytesIO()
-    torch.save(_loadable(state, "state"), content)
+    torch.save(loadable(state, "state"), content)
 
-    aside, published = home / ".writing", _unused(home, step)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    files.write(aside / STATE, content.getbuffer())
+    published = _unused(home, step)
     chunks = [(f"{REPLAY}/{chunk['file']}", chunk["sha256"]) for chunk in saved["files"]]
-    manifest = {
-        "format": FORMAT,
-        "step": step,
-        "files": [
-            _file(f"{CHECKPOINTS}/{published.name}/{STATE}", aside / STATE),
-            *({"path": path, "bytes": (folder / path).stat().st_size, "sha256": sha} for path, sha in chunks),
-        ],
-        "records": [_file(name, folder / name, length) for name, length in state.get("records", {}).items()],
-    }
-    files.write(aside / MANIFEST, json.dumps(manifest, indent=1))
-    os.rename(aside, published)
+    with _aside(home) as aside:
+        files.write(aside / STATE, content.getbuffer())
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "files": [
+                _file(f"{CHECKPOINTS}/{published.name}/{STATE}", aside / STATE),
+                *({"path": path, "bytes": (folder / path).stat().st_size, "sha256": sha} for path, sha in chunks),
+            ],
+            "records": [_file(name, folder / name, length) for name, length in state.get("records", {}).items()],
+        }
+        files.write(aside / MANIFEST, json.dumps(manifest, indent=1))
+        os.rename(aside, published)
     files.sync(home)
     tidy(folder, published)
     return published
@@ -162,6 +162,19 @@ def step(checkpoint: Path) -> int:
     return _order(checkpoint)[0]
 
 
+@contextlib.contextmanager
+def _aside(home: Path) -> Iterator[Path]:
+    """A folder for a checkpoint that is being written; gone if it cannot be."""
+    aside = home / ".writing"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
 def _manifest(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / MANIFEST).read_text())
 
@@ -188,7 +201,7 @@ def _unused(home: Path, step: int) -> Path:
     return home / name
 
 
-def _loadable(value: Any, name: str) -> Any:
+def loadable(value: Any, name: str) -> Any:
     """The same tree, every tensor on the CPU and in storage of its own size.
 
     Bytes are refused too: torch.load(weights_only=True) does not read b"" (seen with 2.13).
@@ -197,9 +210,9 @@ def _loadable(value: Any, name: str) -> Any:
         tensor = value.detach().cpu()
         return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
     if type(value) is dict:
-        return {key: _loadable(inner, f"{name}[{key!r}]") for key, inner in value.items()}
+        return {key: loadable(inner, f"{name}[{key!r}]") for key, inner in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_loadable(inner, f"{name}[{i}]") for i, inner in enumerate(value))
+        return type(value)(loadable(inner, f"{name}[{i}]") for i, inner in enumerate(value))
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(f"{name} is a {type(value).__name__}; a checkpoint holds tensors and plain data only")

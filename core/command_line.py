@@ -32,6 +32,8 @@ from core.config import BadConfig, Config, check_device, from_plain, resolved
 from core.options import nearest, no_such_setting, plain, settings, show
 from core.rooms import CONFIGS, choices
 from core.run_options import NESTED, Run
+from core.signals import ENVIRONMENT
+from core.watchdog import EnvironmentFailed
 
 GROUPS = ("agent", "net", "value", "replay", "env", "interventions")
 EXAMPLE = "as in agent=sac env=dmc/walker-walk steps=100_000"
@@ -46,6 +48,11 @@ def main(run: Callable[[Config], int | None]) -> None:
             if code := run(_config(tree)):
                 sys.exit(code)
 
+    for argument in sys.argv[1:]:
+        if argument.startswith("replay_fault="):
+            from core import faults  # torch, only here
+
+            faults.main(argument.partition("=")[2])
     with _one_line():
         flags, overrides = _split(sys.argv[1:])
         if flags.shell_completion or flags.hydra_help or flags.info or flags.cfg in ("hydra", "all"):
@@ -66,6 +73,9 @@ def _one_line() -> Iterator[None]:
     except (BadConfig, HydraException) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except EnvironmentFailed as error:
+        print(f"{error}; the same command goes on, with on_failure=restart past such errors", file=sys.stderr)
+        sys.exit(ENVIRONMENT)
 
 
 def load(argv: Sequence[str]) -> Config:

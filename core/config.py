@@ -55,8 +55,9 @@ class Config(Run):
 
 
 # What neither a trained number nor a score depends on: where the records go, how a folder is entered again, how often
-# the run is saved and its metrics are written. So is the index of a GPU; its kind, and `compile`, change the last bits.
-WITHOUT_EFFECT = ("run_dir", "resume", "save_every", "log_every")
+# the run is saved and its metrics are written, what is done about trouble. So is the index of a GPU; its
+# kind, and `compile`, change the last bits.
+WITHOUT_EFFECT = ("run_dir", "resume", "save_every", "log_every", "on_divergence", "on_failure", "env_timeout", "trace")
 
 
 def from_plain(tree: Mapping[str, Any]) -> Config:

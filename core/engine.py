@@ -16,8 +16,8 @@ layers stay float32. With `tf32` a GPU's products drop 13 bits of the mantissa o
 Storage never moves: new values are written with `copy_` into the tensors the engine was born with, so nothing that
 holds one (a compiled region, a captured graph, an acting copy) goes stale at a reset.
 
-A member whose gradient is not finite is frozen at once, on the device (`alive`); its neighbours' bits do not change.
-The host learns of it when it asks (`diverged`).
+A member whose batch, loss or gradient is not finite is frozen at once, on the device (`alive`); its neighbours' bits do
+not change. The host learns of it when it asks (`diverged`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from core.ledger import entry
 from core.part import Part, Step
 from core.randomness import Noise, draw, draw_on_host, keys_tensor
 from core.selection import check_parts
-from core.state import Batch, State, States, Tensors, clone, member, stack, write
+from core.state import Batch, State, States, Tensors, check_same_tree, clone, member, stack, write
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 Sample = Callable[[str, int], Batch]  # (stream, count) -> a batch [n, B, ...]
@@ -93,7 +93,7 @@ class Engine:
         self.noise = dict(self.loss_noise)
         for part in learner.parts.values():
             self.noise |= part.noise(batch_size)
-        self._keys = self._keys_of("update")
+        self._keys = self.keys_of("update")
 
         parts = learner.parts.values()
         self.convolutional = any(layer.kind == "conv" for part in parts for layer in part.layers)
@@ -118,7 +118,7 @@ class Engine:
     def _batched(self, states: States, batch: Batch, count: Tensor) -> Tensors:
         noise = draw(self.noise, self._keys, count)
         new, info = vmap(self.learner.update)(states, batch, noise)
-        self.alive.logical_and_(_finite(info))
+        self.alive.logical_and_(_finite(batch, 1) & _finite(_judged(info), 1))
         gate = self.alive & self.awake
         for name, state in states.items():
             _write_trained(state, new[name], gate)
@@ -128,9 +128,10 @@ class Engine:
         noise = draw(self.noise, self._keys, count)
         infos = []
         for i in range(len(self.seeds)):
-            mine, trained = self._members[i], self.alive[i] & self.awake[i]
-            new, info = self.learner.update(mine, member(batch, i) | {"alive": trained}, member(noise, i))
-            self.alive[i].logical_and_(_finite(info))
+            mine, seen = self._members[i], member(batch, i)
+            trained = self.alive[i].logical_and_(_finite(seen)) & self.awake[i]
+            new, info = self.learner.update(mine, seen | {"alive": trained}, member(noise, i))
+            self.alive[i].logical_and_(_finite(_judged(info)))
             for name, state in mine.items():
                 _write_trained(state, new[name], self.alive[i] & self.awake[i])
             infos.append(info)
@@ -205,7 +206,7 @@ class Engine:
         def draw_batch(number: int) -> tuple[Batch, Tensors]:
             name = f"{stream}/{number}" if number else stream
             batch = member(sample(name, clock.updates), i) | counts
-            noise = draw(self.loss_noise, self._keys_of(name), counts["update"])
+            noise = draw(self.loss_noise, self.keys_of(name), counts["update"])
             return batch, member(noise, i)
 
         control = intervention.control
@@ -221,7 +222,7 @@ class Engine:
         n, counts = len(self.seeds), self._counts(clock, clock.updates)
         size = next(iter(batch.values())).shape[1]
         noise = draw(
-            self.learner.noise(size), self._keys_of("observe"), counts["update"]
+            self.learner.noise(size), self.keys_of("observe"), counts["update"]
         )  # without masks: as in evaluation
         found: list[Tensors] = []
         for i in range(n):
@@ -254,7 +255,7 @@ class Engine:
     def load_state_dict(self, saved: dict) -> None:
         """Write saved numbers into this engine's storage. Names and shapes must agree."""
         states = {name: State(**fields) for name, fields in saved["states"].items()}
-        _check_same_tree(self.states, states)
+        check_same_tree(self.states, states)
         write(self.states, tree_map(lambda leaf: leaf.to(self.device), states))
         self.alive.copy_(saved["alive"])
         self.awake.copy_(saved["awake"])
@@ -264,7 +265,7 @@ class Engine:
         counts = {"update": updates, "step": clock.agent_steps}
         return {name: torch.full((), count, device=self.device) for name, count in counts.items()}
 
-    def _keys_of(self, stream: str) -> dict[str, Tensor]:
+    def keys_of(self, stream: str) -> dict[str, Tensor]:
         return {name: keys_tensor(self.seeds, f"{stream}/{name}").to(self.device) for name in self.noise}
 
 
@@ -279,20 +280,12 @@ def _write_trained(state: State, new: State, alive: Tensor) -> None:
             write(getattr(state, field), getattr(new, field), gate)
 
 
-def _finite(info: Tensors) -> Tensor:
-    """Whether an update went well, by its gradient norms. -> [] or [n] bool."""
-    norms = [value for name, value in info.items() if name.endswith("/grad_norm")]
-    return torch.stack(norms).isfinite().all(0)
+def _judged(info: Tensors) -> Tensors:
+    """What tells whether an update went well."""
+    return {name: value for name, value in info.items() if name.endswith(("/loss", "/grad_norm"))}
 
 
-def _check_same_tree(mine: States, saved: States) -> None:
-    def leaves(tree: States) -> dict[str, tuple]:
-        flat, _ = torch.utils._pytree.tree_flatten_with_path(tree)
-        return {torch.utils._pytree.keystr(path): tuple(leaf.shape) for path, leaf in flat}
-
-    a, b = leaves(mine), leaves(saved)
-    if a != b:
-        wrong = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-        raise ValueError(
-            f"the checkpoint does not fit this configuration: {', '.join(wrong[:3])} differ in shape or name"
-        )
+def _finite(tensors: Tensors, lead: int = 0) -> Tensor:
+    """Whether all numbers are finite, of each member where `lead` is 1. -> [] or [n] bool."""
+    floats = [value.isfinite() for value in tensors.values() if value.is_floating_point()]
+    return torch.stack([one.reshape(*one.shape[:lead], -1).all(-1) for one in floats]).all(0)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from core.engine import Engine
+from core.signals import Stop
 
 LANES = 10  # episodes of one seed played side by side
 
@@ -32,9 +33,17 @@ class Result(NamedTuple):
 
 
 def evaluate(
-    engine: Engine, lanes: Sequence[Lane], episodes: int, *, explore: Any, role: str, stream: str
+    engine: Engine,
+    lanes: Sequence[Lane],
+    episodes: int,
+    *,
+    explore: Any,
+    role: str,
+    stream: str,
+    stop: Stop | None = None,
 ) -> list[Result]:
-    """Play `episodes` episodes with every member of the engine. -> results ordered by seed and episode.
+    """Play `episodes` episodes with every member of the engine. -> results ordered by seed and episode; none at all if
+    `stop` is requested before all are played
 
     Each lane is n environments, one per seed; lane l plays episodes l, l + lanes, ... of each seed. `stream` names the
     random numbers of the policy.
@@ -46,6 +55,8 @@ def evaluate(
     played = np.zeros((len(lanes), len(engine.seeds)), int)
     count = 0
     while any((played[k] < wanted[k]).any() for k in range(len(lanes))):
+        if stop and stop.requested:
+            return []
         seen = np.stack([lane.observation for lane in lanes], axis=1)
         actions = engine.act(seen, explore, f"{stream}/act", count, role)
         for k, lane in enumerate(lanes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,9 +22,14 @@ def sync(path: Path) -> None:
 def write(path: Path, content: bytes | memoryview | str) -> None:
     """Give `path` this content, whole or not at all."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_bytes(content.encode() if isinstance(content, str) else content)
-    sync(aside)
-    os.replace(aside, path)
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(aside)
+        os.replace(aside, path)
+    except OSError:  # on a full disk the half that was written takes room
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

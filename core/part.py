@@ -245,10 +245,10 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
     s = states[part.name]
     grads, outcome = part.compiled_gradient(states, batch, noise)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]))
-    outcome = outcome._replace(info=outcome.info | {f"{part.name}/grad_norm": norm})
+    outcome = outcome._replace(info={f"{part.name}/loss": outcome.loss, f"{part.name}/grad_norm": norm} | outcome.info)
     grads = shortened(grads, norm, part.optim.clip_norm)
     if part.fused:
-        alive = batch["alive"].logical_and_(norm.isfinite())
+        alive = batch["alive"].logical_and_(norm.isfinite() & outcome.loss.isfinite())
         part.optim.step_(s.params, grads, s.optim, skip=(~alive).float())
     else:
         params, optim = part.optim.step(s.params, grads, s.optim)

@@ -8,7 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -35,6 +35,7 @@ def provenance() -> dict[str, Any]:
         "dirty": None if diff is None else bool(diff),
         "diff": diff,
         "python": platform.python_version(),
+        "threads": _or_none(_threads),
         "versions": {name: _or_none(version, name) for name in PACKAGES},
         "hardware": {
             "host": _or_none(socket.gethostname),
@@ -45,6 +46,27 @@ def provenance() -> dict[str, Any]:
             "gpus": _gpus(),
         },
     }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of two starts may make a difference to the last bits: one text each."""
+    found = []
+    if _code(before) != _code(now):
+        found.append(f"the code ({_code(before)}, now {_code(now)})")
+    for name in ("python", "threads"):
+        if before.get(name, now[name]) != now[name]:
+            found.append(f"{name} ({before[name]}, now {now[name]})")
+    old, new = before.get("versions") or {}, now.get("versions") or {}
+    found += [f"{name} ({old.get(name)}, now {new.get(name)})" for name in new if old.get(name) != new[name]]
+    for name in ("cpu", "gpus"):
+        was, here = ((start.get("hardware") or {}).get(name) for start in (before, now))
+        if was != here:
+            found.append(f"{name} ({was}, now {here})")
+    return found
+
+
+def _code(start: Mapping[str, Any]) -> str:
+    return f"commit {start.get('commit')}" + (f" with {start['diff']}" if start.get("diff") else "")
 
 
 def _diff() -> str | None:
@@ -65,6 +87,12 @@ def _gpus() -> list[str]:
     return (
         _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader") or ""
     ).splitlines()
+
+
+def _threads() -> int:
+    import torch  # by now it has been imported, and told how many
+
+    return torch.get_num_threads()
 
 
 def _cpu() -> str:

@@ -14,6 +14,7 @@ the strings "NaN", "Infinity" and "-Infinity", which float() reads.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.files import sync
+from core.storage import Appending, Storage
 
 if TYPE_CHECKING:
     from core.evaluation import Result
@@ -36,9 +38,9 @@ COLUMNS = ("step", "task", "seed", "episode", "return", "length", "updates", "ne
 class Records:
     """The four files of one run folder, open for appending; every row is handed to the system at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, storage: Storage | None = None) -> None:
         _drop_half_line(folder / TIMING)
-        self._files = {name: (folder / name).open("ab") for name in (*EXACT, TIMING)}
+        self._files = {name: Appending(folder / name, storage or Storage()) for name in (*EXACT, TIMING)}
         self._head()
         sync(folder)
 
@@ -58,32 +60,31 @@ class Records:
         self._append(EVALUATIONS, _csv(rows))
 
     def position(self) -> dict[str, int]:
-        """Put everything on the disk. -> length in bytes of each file that is cut back on resume."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
-        return {name: os.fstat(self._files[name].fileno()).st_size for name in EXACT}
+        """Put everything on the disk. -> length in bytes of each file that is cut back on resume.
+
+        Raises OSError where that cannot be done.
+        """
+        lengths = {name: file.sync() for name, file in self._files.items()}
+        return {name: lengths[name] for name in EXACT}
 
     def truncate(self, position: Mapping[str, int]) -> None:
         """Cut each file back to a position; {} is the beginning. Raises ValueError if a file is shorter than that."""
         for name in EXACT:
-            length, file = position.get(name, 0), self._files[name]
-            if os.fstat(file.fileno()).st_size < length:
-                raise ValueError(f"{file.name}: shorter than the {length} bytes that the checkpoint knows of")
-            os.truncate(file.fileno(), length)
+            self._files[name].truncate(position.get(name, 0))
         self._head()
 
     def close(self) -> None:
-        self.position()
+        with contextlib.suppress(OSError):  # it has been said
+            self.position()
         for file in self._files.values():
             file.close()
 
     def _head(self) -> None:
-        if os.fstat(self._files[EVALUATIONS].fileno()).st_size == 0:
+        if self._files[EVALUATIONS].sync() == 0:
             self._append(EVALUATIONS, _csv([COLUMNS]))
 
     def _append(self, name: str, text: str) -> None:
-        self._files[name].write(text.encode())
-        self._files[name].flush()
+        self._files[name].append(text.encode())
 
 
 def to_json(row: Mapping[str, Any]) -> str:

@@ -9,12 +9,12 @@ after the other in the order of `Ring.read`.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 import zstandard
 
+from core import files
 from core.replay_ring import Ring
 
 CHUNK = 1_000
@@ -28,18 +28,16 @@ def save_chunks(ring: Ring, folder: Path, known: list[dict]) -> list[dict]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     present = {(file["member"], file["last"]): file for file in known if (folder / file["file"]).exists()}
-    files = []
+    chunks = []
     for member in range(ring.members):
         for first, last in ring.pieces(member, CHUNK):
-            files.append(present.get((member, last)) or _write(ring, folder, member, first, last))
-    if any(file not in known for file in files):
-        _sync(folder)
-    return files
+            chunks.append(present.get((member, last)) or _write(ring, folder, member, first, last))
+    return chunks
 
 
-def load_chunks(ring: Ring, folder: Path, files: list[dict]) -> None:
+def load_chunks(ring: Ring, folder: Path, chunks: list[dict]) -> None:
     """Fill the ring, whose counts are set already. Raises ValueError naming a file that is missing or damaged."""
-    for file in files:
+    for file in chunks:
         path = folder / file["file"]
         if not path.exists():
             raise ValueError(f"{path} is missing; put it back, or remove this checkpoint to go on from an older one")
@@ -54,21 +52,17 @@ def prune(folder: Path, keep: set[str]) -> None:
 
     To be called once the checkpoint that needs `keep` is published; a crash before leaves the older one whole.
     """
-    for path in folder.glob(f"{PREFIX}*"):
-        if path.name not in keep:
-            path.unlink()
+    for pattern in (f"{PREFIX}*", f".{PREFIX}*.tmp"):
+        for path in folder.glob(pattern):
+            if path.name not in keep:
+                path.unlink()
 
 
 def _write(ring: Ring, folder: Path, member: int, first: int, last: int) -> dict:
     fields = ring.read(member, first, last)
     data = zstandard.ZstdCompressor(level=1).compress(b"".join(values.tobytes() for values in fields.values()))
     name = f"{PREFIX}{member}-{first // CHUNK:06d}-{first}-{last}.zst"
-    aside = folder / f"{name}.tmp"
-    with open(aside, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(aside, folder / name)
+    files.write(folder / name, data)
     return {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "member": member, "first": first, "last": last}
 
 
@@ -79,9 +73,3 @@ def _unpack(ring: Ring, data: bytes, slots: int) -> dict[str, np.ndarray]:
         fields[name] = np.frombuffer(raw, sample.dtype, size // sample.itemsize, at).reshape(slots, *sample.shape[1:])
         at += size
     return fields
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

@@ -5,6 +5,8 @@ python -m core.run verify RUN_DIR    one line per file that is not as it was wri
                                      (checkpoints, replay and records by digest; the folder's yaml and json are read)
 python -m core.run evaluate RUN_DIR [episodes=10] [video=FILE.mp4]    play the trained policy
 python -m core.run export RUN_DIR [to=FILE.npz]    write what its replay holds, for offline.data=FILE.npz of another run
+python -m core.run difference RUN_DIR [other=RUN_DIR]    the first number in which runs with trace=true differ; without
+                                     `other`: what one did twice, before and after it was resumed. 1 if there is one
 """
 
 from __future__ import annotations
@@ -88,11 +90,21 @@ def export(folder: Path, to: str = "data.npz") -> int:
     return 0
 
 
+def difference(folder: Path, other: str = "") -> int:
+    """Name the first number in which two runs differ, or one run before and after it was resumed."""
+    from core import trace  # torch, only here
+
+    found = trace.difference(folder, Path(other) if other else None)
+    print(f"first difference: {found}" if found else "no difference")
+    return 1 if found else 0
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "digest": digest,
     "verify": verify,
     "evaluate": evaluate,
     "export": export,
+    "difference": difference,
 }
 
 

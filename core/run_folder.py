@@ -26,11 +26,13 @@ from torch import Tensor
 from core import checkpoint, files
 from core.evaluation import Result, mean_scores
 from core.options import show
-from core.provenance import provenance
+from core.provenance import changes, provenance
 from core.records import Records, to_json
+from core.storage import Storage
 from core.tensorboard import Board
 
 CONFIG, PROVENANCE, DONE, LOCK = "config.yaml", "provenance.json", "done.json", ".lock"
+POINTS = 1_000  # of a curve in TensorBoard, which shows no more of it
 SHOWN = 5  # differences told when a folder is refused
 
 
@@ -45,6 +47,7 @@ class RunFolder:
     """
 
     finished: dict[str, Any] | None  # the summary of a finished run
+    changed: list[str]  # code, versions or machine, since the run was here last
     records: Records  # once resumed
     board: Board  # once resumed
 
@@ -52,7 +55,7 @@ class RunFolder:
         self,
         path: str | Path,
         config: dict[str, Any],
-        resume: Literal["strict", "force"] = "strict",
+        resume: Literal["strict", "exact", "force"] = "strict",
         *,
         seeds: Sequence[int],
         tasks: Sequence[str] = (),
@@ -61,9 +64,12 @@ class RunFolder:
         """Create the folder or enter it again.
 
         config: plain data; `ignore` names its keys that may differ from the last time. Raises ValueError if the folder
-        is in use, holds no run, or a run of another configuration and resume is not "force".
+        is in use, holds no run, a run of another configuration and resume is not "force", or one that other code,
+        versions or hardware have left and resume is "exact".
         """
         self.path, self.seeds, self.tasks = Path(path), tuple(seeds), tuple(tasks)
+        self.storage = Storage()
+        self._spacing = config.get("steps", 0) / POINTS
         self._open = ExitStack()
         with self._open:
             self._hold()
@@ -72,8 +78,10 @@ class RunFolder:
                 (self.path / DONE).unlink(missing_ok=True)
             self.finished = files.read_json(self.path / DONE)
             if self.finished is None:
+                start = provenance()
+                self.changed = self._changes(start, resume)
                 files.write(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
-                self._sign(forced)
+                self._sign(start, forced)
             self._open = self._open.pop_all()
 
     def resume(self) -> dict | None:
@@ -81,19 +89,17 @@ class RunFolder:
         last = checkpoint.newest(self.path)
         state = checkpoint.load(last) if last else None
         checkpoint.tidy(self.path, last)
-        self.records = self._open.enter_context(closing(Records(self.path)))
+        self.records = self._open.enter_context(closing(Records(self.path, self.storage)))
         self.records.truncate(state["records"] if state else {})
         redrawn = checkpoint.step(last) + 1 if last else 0
-        board = Board(self.path / "tensorboard", self.seeds, self.tasks, purge_step=redrawn)
+        board = Board(self.path / "tensorboard", self.seeds, self.tasks, redrawn, self._spacing, self.storage)
         self.board = self._open.enter_context(closing(board))
         return state
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """A row of metrics at row["step"]; its lists, one number per seed, are drawn too."""
         self.records.metrics(row)
-        for tag, value in row.items():
-            if isinstance(value, list):
-                self.board.scalar(tag, value, row["step"])
+        self.board.scalars({tag: value for tag, value in row.items() if isinstance(value, list)}, row["step"])
 
     def images(self, matrices: Mapping[str, Tensor], step: int) -> None:
         """Matrices with entries between -1 and 1, [seeds, height, width]; they are drawn, and not kept as numbers."""
@@ -113,13 +119,12 @@ class RunFolder:
     def timing(self, row: Mapping[str, Any]) -> None:
         self.records.timing(row)
 
-    def save(self, step: int, state: dict, replay: checkpoint.Replay) -> None:
-        """A checkpoint of the run as it stands, with its place in the records."""
-        self.board.flush()
-        checkpoint.save(self.path, step, state | {"records": self.records.position()}, replay)
+    def save(self, step: int, state: dict, replay: checkpoint.Replay) -> Path:
+        """A checkpoint of the run as it stands, with its place in the records. -> its folder. Raises OSError."""
+        return checkpoint.save(self.path, step, state | {"records": self.records.position()}, replay)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """The run is over; entering the folder again finds this summary."""
+        """The run is over; entering the folder again finds this summary. Raises OSError."""
         self.records.position()
         files.write(self.path / DONE, to_json(summary))
         self.finished = dict(summary)
@@ -174,17 +179,27 @@ class RunFolder:
             )
         return changed
 
-    def _sign(self, forced: list[str]) -> None:
+    def _changes(self, start: dict[str, Any], resume: str) -> list[str]:
+        """What the start before this one had otherwise. `start` is told the name of its patch."""
+        if start["diff"]:
+            digest = hashlib.sha256(start["diff"].encode()).hexdigest()
+            start["patch"], start["diff"] = start["diff"], f"diff-{digest[:8]}.patch"
+        starts = files.read_json(self.path / PROVENANCE, [])
+        changed = changes(starts[-1], start) if starts else []
+        if changed and resume == "exact":
+            raise ValueError(f"resume: exact given; since {self.path} was left, {'; '.join(changed)} has changed")
+        return changed
+
+    def _sign(self, start: dict[str, Any], forced: list[str]) -> None:
         """Add this start to the provenance."""
-        path, start = self.path / PROVENANCE, provenance()
-        if diff := start.pop("diff"):
-            name = f"diff-{hashlib.sha256(diff.encode()).hexdigest()[:8]}.patch"
-            files.write(self.path / name, diff)
-            start["diff"] = name
+        if patch := start.pop("patch", ""):
+            files.write(self.path / start["diff"], patch)
+        else:
+            del start["diff"]
         if forced:
             start["forced"] = forced
-        starts = files.read_json(path, [])
-        files.write(path, json.dumps([*starts, start], indent=1))
+        starts = files.read_json(self.path / PROVENANCE, [])
+        files.write(self.path / PROVENANCE, json.dumps([*starts, start], indent=1))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -76,7 +76,13 @@ class Run:
     compile: bool = option(True, help="compile the update; false runs the same code eagerly")
     precision: Literal["float32", "tf32", "bfloat16"] = option("float32", help="of products; all else is float32")
     run_dir: str = option("", help="the run folder; empty: named by the configuration, under runs/")
-    resume: Literal["strict", "force"] = option("strict", help="force: go on in a folder whose configuration differs")
+    resume: Literal["strict", "exact", "force"] = option(
+        "strict",
+        help="force: go on where the configuration differs; exact: not even where code, versions or machine do",
+    )
+    on_divergence: Literal["freeze", "stop"] = option("freeze", help="what becomes of a run when a seed diverges")
+    on_failure: Literal["stop", "restart"] = option("stop", help="what follows an environment's error")
+    env_timeout: float = option(600, low=0, help="seconds that an environment may take to answer; 0: for ever")
     save_every: int = option(10_000, low=0, help="env steps between checkpoints; 0: only at the end")
     eval_every: int = option(5_000, low=0, help="env steps between evaluations; 0: only at the end")
     eval_episodes: int = option(10, low=1, help="episodes per evaluation and seed")
@@ -84,6 +90,7 @@ class Run:
     observe_every: int = option(2_000, low=0, help="updates between cheap diagnostics; 0: none")
     rank_every: int = option(10_000, low=0, help="updates between ranks, churn and spectra; 0: none")
     probe_every: int = option(0, low=0, help="updates between tangent kernels, curvature and probes; 0: none")
+    trace: bool = option(False, help="write digests of every step, for python -m core.run difference")
     log_every: int = option(1_000, low=1, help="env steps between rows of metrics")
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ Nothing here decides when anything happens: that is the loop of train.py or `pyt
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 from core import assemble
@@ -15,11 +16,15 @@ from core.clock import Clock, Unit
 from core.config import WITHOUT_EFFECT, Config, resolved
 from core.diagnostics import IMAGE, TIERS
 from core.engine import Engine
+from core.faults import FOLDER, Fault, Watch, cause, keep
 from core.progress import Progress
 from core.rehearsal import rehearse
 from core.run_folder import RunFolder
-from core.signals import Stop
+from core.signals import DIVERGED, UNSAVED, Stop
+from core.spec import EnvSpec
 from core.state import Batch, Tensors
+from core.trace import Trace
+from core.watchdog import EnvironmentFailed
 
 
 class Session:
@@ -27,6 +32,7 @@ class Session:
 
     task: Any  # the current stretch of the run; it has a name
     score = "mean return"  # what `returns` holds
+    evaluating = False  # within a step, all its updates made
 
     def __init__(self, config: Config, learner: Any, clock: Clock, blank: Batch, replay: Replay) -> None:
         """Build the engine, rehearse every event on a blank batch, enter the run folder, go back to its newest
@@ -42,6 +48,7 @@ class Session:
         assemble.choose_threads(self.engine)
         assemble.choose_products(config.precision)
         self.averages = Averages(len(config.seeds))
+        self.watch = Watch(self.engine)
         self.stop = Stop()
         self.returns: list[float] = []  # score of each seed in the latest evaluation
         rehearse(self.engine, {k: v.to(config.device) for k, v in blank.items()})
@@ -54,14 +61,27 @@ class Session:
             ignore=WITHOUT_EFFECT,
         )
         self.progress = Progress(self)
+        self.folder.storage.say = self.progress.say
+        self.trace = Trace(self.folder.path, self.folder.storage) if config.trace else None
         if not self.finished:
             saved = self.folder.resume()
             if saved is None:
                 self.begin()
             else:
                 self.load_state_dict(saved)
+                for change in self.folder.changed:
+                    self.progress.say(
+                        f"since step {self.clock.env_steps} {change} has changed; the last bits may differ"
+                    )
+                self.watch.begin()
+                self._stop_where_diverged()
 
     # what a kind of run brings
+
+    @property
+    def looks(self) -> EnvSpec:
+        """What the networks see and answer."""
+        raise NotImplementedError
 
     def begin(self) -> None:
         """Called once in a run's life, before its first step."""
@@ -77,10 +97,15 @@ class Session:
         self.progress.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.progress.close()
+        error = raised[1]
+        if isinstance(error, EnvironmentFailed) and (error.undone or self.evaluating):
+            self.save()
+        if self.trace:
+            self.trace.close()
         self.folder.close()
-        self.stop.__exit__(*error)
+        self.stop.__exit__(*raised)
 
     @property
     def finished(self) -> bool:
@@ -88,8 +113,8 @@ class Session:
 
     @property
     def going(self) -> bool:
-        """There are steps to take, or updates to make for those that were taken."""
-        return self.clock.running or self.clock.updates_due() > 0
+        """There are steps to take, updates to make for those that were taken, or an evaluation to finish."""
+        return self.clock.running or self.clock.updates_due() > 0 or self.evaluating
 
     @property
     def exit_code(self) -> int:
@@ -97,15 +122,17 @@ class Session:
 
     def close(self) -> None:
         """The loop has ended: the run is complete, or it was told to stop. Save either way."""
-        if self.going:
-            self.save()
-            self.progress.say(f"{self.stop.requested}: saved at step {self.clock.env_steps}; the same command goes on")
-            return
-        self.log()
-        self.save()
-        summary = {"step": self.clock.env_steps, "updates": self.clock.updates, "returns": self.returns}
-        self.folder.finish(summary | {"diverged": self.averages.diverged})
-        self.progress.table(self.returns)
+        if not self.going:
+            self.log()
+        if not self.save():
+            self.stop.exit_code = UNSAVED
+            self.progress.say(f"step {self.clock.env_steps} is not saved; the same command goes on from the last one")
+        elif self.going:
+            self.progress.say(f"{self.stop.requested}: saved at step {self.clock.env_steps}; {self.stop.advice}")
+        else:
+            summary = {"step": self.clock.env_steps, "updates": self.clock.updates, "returns": self.returns}
+            self.folder.finish(summary | {"diverged": self.averages.diverged})
+            self.progress.table(self.returns)
 
     # what the loop asks for
 
@@ -115,12 +142,41 @@ class Session:
         self.folder.events(rows)
         for row in rows:
             self.progress.event(row)
+            if self.trace:
+                self.trace.event(self.clock.updates, row, self.engine.states)
 
     # reporting
 
-    def note(self, metrics: Tensors) -> None:
-        """Take in what an update reports; nothing waits for the device."""
+    def note(self, batch: Batch, metrics: Tensors) -> None:
+        """Take in what the update with this batch reports; nothing waits for the device."""
         self.averages.add(metrics)
+        if self.trace:
+            self.trace.update(self.clock.updates, self.engine, batch, metrics)
+        if self.watch.look(batch, self.clock.updates, self.clock.agent_steps):
+            self.tell_faults()
+
+    def tell_faults(self) -> None:
+        """Write down which members have been frozen since the last time, and why; stop if that is configured."""
+        for fault in self.watch.take():
+            self._tell(fault)
+            self._stop_where_diverged()
+
+    def _tell(self, fault: Fault) -> None:
+        seed, update = self.config.seeds[fault.member], int(fault.batch["update"])
+        step = min(int(fault.batch["step"]) * self.looks.action_repeat, self.config.steps)
+        bad = cause(self.engine, fault)
+        name = bad.name if bad else "found in the compiled update alone"
+        self.averages.diverged.append(seed)
+        self.folder.events([{"step": step, "updates": update, "diverged": seed, "cause": name}])
+        self.progress.say(f"seed {seed} diverged in update {update}: {bad or name}; its weights are frozen")
+        path = self.folder.path / FOLDER / f"seed_{seed}-update_{update}.pt"
+        saving = partial(keep, path, self.config, self.engine, self.looks, fault)
+        if self.folder.storage.attempt("the fault", saving):
+            self.progress.say(f"python train.py replay_fault={path} shows it again")
+
+    def _stop_where_diverged(self) -> None:
+        if self.averages.diverged and self.config.on_divergence == "stop":
+            self.stop.ask("on_divergence=stop", DIVERGED, "on_divergence=freeze goes on with the other seeds")
 
     def observe(self) -> None:
         """Run the diagnostics that are due."""
@@ -134,13 +190,9 @@ class Session:
                 self.folder.images(images, self.clock.env_steps)
 
     def log(self) -> None:
-        """Write the averages since the last log, and say which members have diverged since."""
+        """Write the averages since the last log."""
         self.report(self.averages.take())
-        for seed, diverged in zip(self.config.seeds, self.engine.diverged(), strict=True):
-            if diverged and seed not in self.averages.diverged:
-                self.averages.diverged.append(seed)
-                self.folder.events([{"step": self.clock.env_steps, "updates": self.clock.updates, "diverged": seed}])
-                self.progress.say(f"seed {seed} diverged before step {self.clock.env_steps}; its weights are frozen")
+        self.tell_faults()
         self.folder.timing(self.progress.rates())
         self.progress.refresh()
 
@@ -151,8 +203,12 @@ class Session:
 
     # persistence
 
-    def save(self) -> None:
-        self.folder.save(self.clock.env_steps, self.state_dict(), self.replay)
+    def save(self) -> bool:
+        """-> whether it could be; if not, that is said, and all that was saved before stands."""
+        self.tell_faults()
+        step, state = self.clock.env_steps, self.state_dict()
+        done = self.folder.storage.attempt("the checkpoint", lambda: self.folder.save(step, state, self.replay))
+        return done is not None
 
     def state_dict(self) -> dict[str, Any]:
         engine = self.engine.state_dict()

@@ -1,4 +1,8 @@
-"""Asked to stop: finish the step, save, leave with the signal's exit code."""
+"""Asked to stop: finish the step, save, leave with an exit code that tells why.
+
+0 finished    2 bad input    3 a seed diverged (on_divergence=stop)    4 an environment failed
+5 the run could not be saved    128 + n told to stop by signal n
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import signal
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+DIVERGED, ENVIRONMENT, UNSAVED = 3, 4, 5  # exit codes
 
 
 class Stop:
@@ -15,12 +20,14 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self.requested: str | None = None  # name of the first signal
+        self.requested: str | None = None  # name of the first signal, or another reason
+        self.advice = "the same command goes on"
+        self.exit_code = 0  # what the process returns: 128 + the signal's number, or the reason's code
 
-    @property
-    def exit_code(self) -> int:
-        """What a process that was told to stop returns: 128 + the signal's number; 0 if it was not."""
-        return 128 + signal.Signals[self.requested] if self.requested else 0
+    def ask(self, reason: str, code: int, advice: str = "the same command goes on") -> None:
+        """Stop for this reason, unless there is one already."""
+        if not self.requested:
+            self.requested, self.exit_code, self.advice = reason, code, advice
 
     def __enter__(self) -> Stop:
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
@@ -33,4 +40,4 @@ class Stop:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = self.requested or signal.Signals(number).name
+        self.ask(signal.Signals(number).name, 128 + number)

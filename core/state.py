@@ -66,3 +66,18 @@ def write(old, new, gate: Callable[[Tensor, Tensor], Tensor] | None = None) -> N
         raise ValueError(f"{sorted(old.keys() ^ new.keys())[:4]} is in one of two states alone")
     for name, leaf in old.items():
         write(leaf, new[name], gate)
+
+
+def check_same_tree(mine: States, saved: States) -> None:
+    """Raises ValueError, naming the first, if a tensor is in one of two learners alone or of another shape there."""
+
+    def leaves(tree: States) -> dict[str, tuple]:
+        flat, _ = torch.utils._pytree.tree_flatten_with_path(tree)
+        return {torch.utils._pytree.keystr(path): tuple(leaf.shape) for path, leaf in flat}
+
+    a, b = leaves(mine), leaves(saved)
+    if a != b:
+        wrong = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+        raise ValueError(
+            f"the checkpoint does not fit this configuration: {', '.join(wrong[:3])} differ in shape or name"
+        )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from core.randomness import env_seed
 from core.spec import Env, EnvStep, Episode, Transition
+from core.watchdog import EnvironmentFailed, Watchdog
 
 
 class Vector:
@@ -18,15 +23,31 @@ class Vector:
     `observation` [n, *seen_shape] is what agents act on: of frames the latest `stack`; before an episode's first one
     and, after a life loss, before the newest stand zeros (as Dopamine and BBF do) or that frame itself (as on DMC).
     Every step makes a new array.
+
+    Of observations and rewards that are not finite `faults` keeps the first, by member; zeros stand in their place.
+
+    An environment that raises an error ends the run (EnvironmentFailed), or, where `remake` can open another one, its
+    episode: as cut, where it stood. `failures` tells of these, each once.
     """
 
-    def __init__(self, envs: Sequence[Env], seeds: Sequence[int], stream: str) -> None:
+    def __init__(
+        self,
+        envs: Sequence[Env],
+        seeds: Sequence[int],
+        stream: str,
+        remake: Callable[[], Env] | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
         self.envs, self.seeds, self.stream = list(envs), list(seeds), stream
         self.spec = self.envs[0].spec
         self.observation = np.zeros((len(self.envs), *self.spec.seen_shape), self.spec.obs_dtype)
         self._episode = [0 for _ in self.envs]
         self._actions: list[list[np.ndarray]] = [[] for _ in self.envs]  # of the current episode
         self._score = [0.0 for _ in self.envs]
+        self.faults: dict[int, dict[str, np.ndarray]] = {}  # entries of a batch, [1, ...]
+        self.failures: list[dict[str, Any]] = []  # member, episode, length, error
+        self._remake, self._watchdog = remake, watchdog or Watchdog(0)
+        self._failed = [-1 for _ in self.envs]  # the episode that failed last
 
     @property
     def frame(self) -> np.ndarray:
@@ -42,8 +63,7 @@ class Vector:
     def step(self, actions: np.ndarray) -> EnvStep:
         """One action each, [n, *action_shape]; an environment whose episode ends begins the next at once."""
         actions = np.array(actions, self.spec.action_dtype)
-        self.observation = self.observation.copy()
-        played = [self._play(i, action) for i, action in enumerate(actions)]
+        played = self._play_all(actions)
         episodes = []
         for i, t in enumerate(played):
             if t.terminated or t.truncated:
@@ -84,8 +104,11 @@ class Vector:
         self.observation = self.observation.copy()
         for i, env in enumerate(saved["envs"]):
             self._begin(i, env["episode"])
-            for action in env["actions"].numpy():
-                self._play(i, action)
+            try:
+                for action in env["actions"].numpy():
+                    self._play(i, action)
+            except Exception as error:  # whatever a simulator raises
+                raise EnvironmentFailed(f"played again, {self._told(i, error)}", undone=False) from error
             if self._digest(i) != env["digest"]:
                 name = self.spec.name
                 raise ValueError(
@@ -93,12 +116,58 @@ class Vector:
                     f"its version has changed, or python -m envs.check {name} shows what it does not repeat"
                 )
 
+    def _play_all(self, actions: np.ndarray) -> list[Transition]:
+        seen, scores = self.observation, list(self._score)
+        self.observation = self.observation.copy()
+        played: list[Transition] = []
+        for i, action in enumerate(actions):
+            try:
+                played.append(self._play(i, action))
+            except Exception as error:  # whatever a simulator raises
+                if not self._remake or self._failed[i] == self._episode[i] - 1:
+                    self.observation, self._score = seen, scores
+                    for mine in self._actions[:i]:
+                        mine.pop()
+                    raise EnvironmentFailed(self._told(i, error), undone=True) from error
+                played.append(self._restart(i, error, self._remake))
+        return played
+
+    def _restart(self, i: int, error: Exception, remake: Callable[[], Env]) -> Transition:
+        """Another environment in its place. -> the end of the episode, as if it had been cut where it stood"""
+        told = " ".join(str(error).split())
+        failure = {"member": i, "episode": self._episode[i], "length": len(self._actions[i])}
+        self.failures.append(failure | {"error": f"{type(error).__name__}: {told}"})
+        self._failed[i] = self._episode[i]
+        with contextlib.suppress(Exception):
+            self.envs[i].close()
+        self.envs[i] = remake()
+        return Transition(self.frame[i].copy(), 0.0, terminated=False, truncated=True)
+
+    def _told(self, i: int, error: Exception) -> str:
+        told = " ".join(str(error).split())
+        return f"{self._where(i)}, step {len(self._actions[i])}: {type(error).__name__}: {told}"
+
+    def _where(self, i: int) -> str:
+        return f"{self.spec.name}, seed {self.seeds[i]}, episode {self._episode[i]} ({self.stream})"
+
     def _begin(self, i: int, episode: int) -> None:
         self._episode[i], self._actions[i], self._score[i] = episode, [], 0.0
-        self._see(i, self.envs[i].reset(env_seed(self.seeds[i], self.stream, episode)), alone=True)
+        try:
+            self._watchdog.waiting_for = partial(self._where, i)
+            with self._watchdog:
+                obs = self.envs[i].reset(env_seed(self.seeds[i], self.stream, episode))
+        except Exception as error:  # whatever a simulator raises
+            raise EnvironmentFailed(self._told(i, error), undone=False) from error
+        self._see(i, self._finite(i, {"obs": obs})["obs"], alone=True)
 
     def _play(self, i: int, action: np.ndarray) -> Transition:
-        transition = self.envs[i].step(action)
+        self._watchdog.waiting_for = partial(self._where, i)
+        with self._watchdog:
+            transition = self.envs[i].step(action)
+        shown = {"action": action, "reward": transition.reward, "next_obs": transition.obs}
+        finite = self._finite(i, shown)
+        if finite is not shown:
+            transition = transition._replace(reward=float(finite["reward"]), obs=finite["next_obs"])
         self._actions[i].append(action)
         self._score[i] += transition.reward
         self._see(i, transition.obs, alone=transition.life_lost)
@@ -109,6 +178,14 @@ class Vector:
         stack = self.observation[i].reshape(-1, *self.spec.obs_shape)  # a view
         stack[:-1] = stack[1:] if not alone else obs if self.spec.repeat_first else 0
         stack[-1] = obs
+
+    def _finite(self, i: int, shown: dict[str, Any]) -> dict[str, Any]:
+        """The same, or what may be put in its place."""
+        pixels = self.spec.is_image
+        if all(math.isfinite(v) if name == "reward" else pixels or np.isfinite(v).all() for name, v in shown.items()):
+            return shown
+        self.faults.setdefault(i, {name: np.array(value)[None] for name, value in shown.items()})
+        return {name: np.nan_to_num(value, posinf=0.0, neginf=0.0) for name, value in shown.items()}
 
     def _digest(self, i: int) -> str:
         return hashlib.blake2b(self.observation[i].tobytes()).hexdigest()

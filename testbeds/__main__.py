@@ -35,8 +35,9 @@ def loop(config: Config, run) -> None:
 
         batch = run.sample("data", clock.updates)
         clock.step()
-        run.note(run.engine.update(batch, clock))
+        metrics = run.engine.update(batch, clock)
         clock.update()
+        run.note(batch, metrics)
         run.rest()
         run.observe()  # also what time has moved on to
 

@@ -66,7 +66,7 @@ class Classifier:
         logits, feats = self.classifier(params, b["obs"])
         loss = F.cross_entropy(logits, b["label"], label_smoothing=self.settings.smoothing)
         accuracy = (logits.argmax(-1) == b["label"]).float().mean()
-        return Outcome(loss, feats, {"classifier/loss": loss, "classifier/accuracy": accuracy})
+        return Outcome(loss, feats, {"classifier/accuracy": accuracy})
 
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
         s, outcome = descend(self.classifier, s, b, noise)

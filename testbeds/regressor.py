@@ -59,7 +59,7 @@ class Regressor:
         predicted = self.value.decode(out)
         error = (predicted - b["target"]).square().mean()
         values = {"q": predicted, "target": b["target"]}
-        return Outcome(loss, feats, {"regressor/loss": loss, "regressor/squared_error": error}, values)
+        return Outcome(loss, feats, {"regressor/squared_error": error}, values)
 
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
         s, outcome = descend(self.regressor, s, b, noise)

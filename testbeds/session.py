@@ -69,7 +69,7 @@ class TestbedSession(Session):
                 f"env.until: {self.stream.until:g} given; there is no accuracy in regression; leave it out"
             )
         self._enter(0)
-        self.learner = assemble.agent(config, self._looks())
+        self.learner = assemble.agent(config, self.looks)
         self.evaluated = assemble.evaluated_role(self.learner)
         self._check_support(clock_of(config, 1, self.stream.stage).switches + 1)
         members = len(config.seeds)
@@ -107,8 +107,8 @@ class TestbedSession(Session):
         self.engine.awake.fill_(True)
         self.intervene("tasks")
 
-    def note(self, metrics: Tensors) -> None:
-        super().note(metrics)
+    def note(self, batch: Batch, metrics: Tensors) -> None:
+        super().note(batch, metrics)
         score = metrics["classifier/accuracy"] if self.stream.classes else -metrics["regressor/squared_error"]
         self._online += score * self.engine.awake
         self._epoch += score
@@ -192,7 +192,8 @@ class TestbedSession(Session):
                     f"between {low:.3g} and {high:.3g}"
                 )
 
-    def _looks(self) -> EnvSpec:
+    @property
+    def looks(self) -> EnvSpec:
         """What the data look like to a network: "actions" are classes, or one number."""
         seen = self._examples[0].seen
         if len(seen) == 1:

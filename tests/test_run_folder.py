@@ -312,7 +312,7 @@ def test_a_folder_without_a_checkpoint_is_not_called_whole(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ([], "expected python -m core.run digest | verify | evaluate | export RUN_DIR"),
+        ([], "expected python -m core.run digest | verify | evaluate | export | difference RUN_DIR"),
         (["digest", "nowhere"], "nowhere: no run folder (config.yaml is missing)"),
         (["dijest", "nowhere"], "dijest: no such command; did you mean digest?"),
         (["verify", "RUN", "episodes=3"], "episodes: no such option of verify; expected none"),
@@ -358,6 +358,27 @@ def test_the_patch_in_the_folder_turns_the_commit_into_what_ran(tmp_path, monkey
         "a.py": "new = 2\n",
         "mine.py": "idea = 3\n",
     }
+
+
+def test_what_has_changed_since_the_last_start_is_listed_and_refused_where_that_is_asked_for(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    repository(source)
+    monkeypatch.setattr(provenance, "SOURCE", source)
+    monkeypatch.setattr(provenance, "_threads", lambda: 2)
+    with enter(tmp_path / "run") as folder:
+        assert folder.changed == []
+    with enter(tmp_path / "run", resume="exact") as folder:
+        assert folder.changed == []
+    (source / "a.py").write_text("new = 2\n")
+    monkeypatch.setattr(provenance, "_threads", lambda: 1)
+    before = (tmp_path / "run" / "provenance.json").read_bytes()
+    with pytest.raises(ValueError, match=r"exact given; since .* the code \(commit .*; threads \(2, now 1\) has"):
+        enter(tmp_path / "run", resume="exact")
+    assert (tmp_path / "run" / "provenance.json").read_bytes() == before
+    with enter(tmp_path / "run") as folder:
+        code, threads = folder.changed
+    assert code.startswith("the code (commit ") and ".patch)" in code and threads == "threads (2, now 1)"
 
 
 def test_without_git_or_anything_else_a_run_still_starts(tmp_path, monkeypatch):

@@ -110,6 +110,26 @@ def test_a_power_cut_between_checkpoints_repeats_what_was_lost(tmp_path, capsys,
     assert digests(tmp_path / "cut", capsys) == digests(tmp_path / "whole", capsys)
 
 
+@pytest.mark.parametrize("step", [30, 90])
+def test_a_run_told_to_stop_in_an_evaluation_stops_there_and_begins_it_anew(tmp_path, capsys, step):
+    play(tmp_path / "whole", RUNS["sac"])
+    run = AgentSession(load([*RUNS["sac"], f"run_dir={tmp_path / 'halves'}"]))
+    act, played = run.engine.act, iter(range(10_000))
+
+    def asked_to_stop(obs, explore, stream, count, role="params"):
+        if stream == f"evaluate/{step}/act" and next(played) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return act(obs, explore, stream, count, role)
+
+    run.engine.act = asked_to_stop
+    with run:
+        train.loop(run.config, run)
+    assert run.exit_code == 128 + signal.SIGTERM and next(played) == 4  # not one more decision
+    assert f"SIGTERM: saved at step {step}" in capsys.readouterr().err
+    play(tmp_path / "halves", RUNS["sac"])
+    assert digests(tmp_path / "halves", capsys) == digests(tmp_path / "whole", capsys)
+
+
 def test_a_finished_run_does_nothing_more(tmp_path, capsys):
     play(tmp_path, RUNS["sac"])
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}

@@ -28,7 +28,7 @@ def curve(folder, tag):
 
 def draw(board, steps):
     for step in steps:
-        board.scalar("critic/loss", [step * 1.0, step * 3.0], step)
+        board.scalars({"critic/loss": [step * 1.0, step * 3.0]}, step)
 
 
 def test_seeds_have_equal_tags_in_their_own_folders_and_the_aggregate_is_their_mean(tmp_path):
@@ -42,9 +42,9 @@ def test_seeds_have_equal_tags_in_their_own_folders_and_the_aggregate_is_their_m
 
 def test_a_seed_without_a_value_gets_no_point_and_does_not_hide_the_others(tmp_path):
     board = Board(tmp_path, seeds=(0, 1))
-    board.scalar("train/return", [float("nan"), 4.0], 1)
-    board.scalar("train/return", [float("nan"), float("nan")], 2)
-    board.scalar("train/return", [2.0, 6.0], 3)
+    board.scalars({"train/return": [float("nan"), 4.0]}, 1)
+    board.scalars({"train/return": [float("nan"), float("nan")]}, 2)
+    board.scalars({"train/return": [2.0, 6.0]}, 3)
     board.close()
     assert curve(tmp_path / "seed_0", "train/return") == [(3, 2.0)]
     assert curve(tmp_path / "aggregate", "train/return") == [(1, 4.0), (3, 4.0)]
@@ -92,10 +92,8 @@ def test_each_task_has_a_margin_chart_of_its_iqm(tmp_path):
 def test_what_a_killed_process_drew_after_its_checkpoint_is_hidden(tmp_path):
     killed = Board(tmp_path, seeds=(0, 1))
     draw(killed, (1, 2, 3, 4))
-    killed.flush()
     resumed = Board(tmp_path, seeds=(0, 1), purge_step=3)
     draw(resumed, (3,))
-    resumed.flush()
     assert [step for step, _ in curve(tmp_path / "seed_1", "critic/loss")] == [1, 2, 3]
     assert [step for step, _ in curve(tmp_path / "aggregate", "critic/loss")] == [1, 2, 3]
 
@@ -104,12 +102,12 @@ def test_a_torn_event_file_does_not_hide_what_comes_after(tmp_path):
     killed = Board(tmp_path, seeds=(0,))
     draw_one = [(1, [1.0]), (2, [2.0])]
     for step, values in draw_one:
-        killed.scalar("loss", values, step)
+        killed.scalars({"loss": values}, step)
     killed.close()
     [torn] = (tmp_path / "seed_0").iterdir()
     torn.write_bytes(torn.read_bytes()[:-7])
     resumed = Board(tmp_path, seeds=(0,), purge_step=2)
-    resumed.scalar("loss", [2.5], 2)
+    resumed.scalars({"loss": [2.5]}, 2)
     resumed.close()
     assert curve(tmp_path / "seed_0", "loss") == [(1, 1.0), (2, 2.5)]
 
@@ -117,5 +115,5 @@ def test_a_torn_event_file_does_not_hide_what_comes_after(tmp_path):
 def test_a_value_for_each_seed_is_asked_for(tmp_path):
     board = Board(tmp_path, seeds=(0, 1))
     with pytest.raises(ValueError):
-        board.scalar("loss", [1.0], 0)
+        board.scalars({"loss": [1.0]}, 0)
     board.close()

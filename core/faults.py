@@ -1,0 +1,179 @@
+"""What becomes of a member that meets a number which is not finite: it is named, told, and kept to be shown again.
+
+    faults/seed_3-update_1234.pt     the batch of that update and the learner as it stood before it
+
+`python train.py replay_fault=FILE` goes through that update again. The engine has frozen the member in the same update;
+here the host learns of it. On a CPU at once; a GPU is asked without being waited for, and the answer is read when
+metrics are written or the run is saved.
+
+Where networks are updated one after the other in place (core/engine.py), those that came before the fault have taken
+their step already when they are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from core import assemble, checkpoint, files
+from core.config import Config, from_plain, resolved
+from core.engine import Engine
+from core.nonfinite import Bad, first_bad
+from core.randomness import draw
+from core.spec import EnvSpec
+from core.state import Batch, State, Tensors, clone, member
+
+FOLDER, FORMAT = "faults", 1
+
+
+class Fault(NamedTuple):
+    """A member that was frozen, and what it was given in the update that froze it."""
+
+    member: int  # its position
+    batch: Batch  # leaves [B, ...]; "update" and (agent) "step" say where the run was
+
+
+class _Look(NamedTuple):
+    """One update's answer, on its way from the device."""
+
+    alive: Tensor
+    arrived: torch.cuda.Event
+    batch: Batch
+    clock: tuple[int, int]  # update, agent step
+
+
+class Watch:
+    """Notices members that the engine has frozen, with the batch that did it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waits = engine.device.type == "cuda"
+        self._known = engine.alive.tolist()
+        self._looks: deque[_Look] = deque()
+        self._found: list[Fault] = []
+
+    def begin(self) -> None:
+        """Those that are frozen by now are known: they come from a checkpoint."""
+        self._known = self._engine.alive.tolist()
+
+    def look(self, batch: Batch, update: int, step: int) -> bool:
+        """After an update with this batch, leaves [n, B, ...]. -> whether there is something to take at once"""
+        if not self._waits:
+            alive = self._engine.alive.tolist()
+            return alive != self._known and self._compare(alive, batch, (update, step))
+        answer = torch.empty(len(self._known), dtype=torch.bool, pin_memory=True)
+        answer.copy_(self._engine.alive, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._looks.append(_Look(answer, arrived, batch, (update, step)))
+        while self._looks and self._looks[0].arrived.query():
+            self._read()
+        return False
+
+    def take(self) -> list[Fault]:
+        """All that was noticed since the last call. Waits for the device."""
+        while self._looks:
+            self._looks[0].arrived.synchronize()
+            self._read()
+        found, self._found = self._found, []
+        return found
+
+    def freeze(self, index: int, batch: Batch, update: int, step: int) -> None:
+        """The member's world has shown it what is not finite: it learns no more. batch: what it was shown, [1, ...]."""
+        if self._known[index]:
+            self._known[index] = False
+            self._engine.alive[index] = False
+            self._found.append(Fault(index, _dated(batch, (update, step))))
+
+    def _read(self) -> None:
+        look = self._looks.popleft()
+        self._compare(look.alive.tolist(), look.batch, look.clock)
+
+    def _compare(self, alive: list[bool], batch: Batch, clock: tuple[int, int]) -> bool:
+        new = [i for i, was in enumerate(self._known) if was and not alive[i]]
+        self._found += [Fault(i, _dated(clone(member(batch, i)), clock)) for i in new]
+        self._known = [was and now for was, now in zip(self._known, alive, strict=True)]
+        return bool(new)
+
+
+def _dated(batch: Batch, clock: tuple[int, int]) -> Batch:
+    device = next(iter(batch.values())).device
+    return batch | {
+        name: torch.tensor(count, device=device) for name, count in zip(("update", "step"), clock, strict=True)
+    }
+
+
+def cause(engine: Engine, fault: Fault) -> Bad | None:
+    """The first tensor of the member's update that is not finite; None if the same update, made eagerly, has none."""
+    states = clone(member(engine.states, fault.member))
+    return first_bad(engine.learner, states, fault.batch, _noise(engine, fault.member, int(fault.batch["update"])))
+
+
+def keep(path: Path, config: Config, engine: Engine, spec: EnvSpec, fault: Fault) -> Path:
+    """Write all that `replay` needs. -> path. Raises OSError where that cannot be done."""
+    states = member(engine.states, fault.member)
+    saved = {
+        "format": FORMAT,
+        "config": resolved(config),
+        "spec": dataclasses.asdict(spec),
+        "seed": config.seeds[fault.member],
+        "batch": fault.batch,
+        "states": {name: state._asdict() for name, state in states.items()},
+    }
+    content = io.BytesIO()
+    torch.save(checkpoint.loadable(saved, "fault"), content)
+    files.make_folder(path.parent)
+    files.write(path, content.getbuffer())
+    return path
+
+
+def replay(path: Path) -> int:
+    """Go through a kept update again and say what is found. -> exit code: 1 for a fault, 0 where there is none"""
+    saved = load(path)
+    config, spec = from_plain(saved["config"]), EnvSpec(**{k: _tuples(v) for k, v in saved["spec"].items()})
+    config = dataclasses.replace(config, seeds=(saved["seed"],), device="cpu")
+    learner = assemble.agent(config, spec)
+    engine = Engine(learner, config.seeds, learner.settings.batch_size, compile=False, precision=config.precision)
+    states = {name: State(**fields) for name, fields in saved["states"].items()}
+    update = int(saved["batch"]["update"])
+    bad = first_bad(learner, states, saved["batch"], _noise(engine, 0, update))
+    where = f"seed {saved['seed']}, update {update}"
+    print(f"{where}: {bad or 'every number is finite here, in an eager update on a CPU'}")
+    return 1 if bad else 0
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `keep` has written. Raises ValueError, one line, for any other file."""
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        if saved["format"] == FORMAT:
+            return saved
+        problem = f"in format {saved['format']}; this version reads format {FORMAT}"
+    except Exception as error:  # whatever a foreign file makes of the reader
+        problem = f"cannot be read ({type(error).__name__})"
+    raise ValueError(f"replay_fault: {path}: {problem}; expected a file from the folder {FOLDER}/ of a run")
+
+
+def _noise(engine: Engine, index: int, update: int) -> Tensors:
+    count = torch.full((), update, device=engine.device)
+    return member(draw(engine.noise, engine.keys_of("update"), count), index)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def main(path: str) -> None:
+    """`replay_fault=PATH` on the command line."""
+    try:
+        sys.exit(replay(Path(path)))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

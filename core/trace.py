@@ -1,0 +1,142 @@
+"""Two runs that should have been one: where is the first number in which they differ?
+
+With `trace=true` a run writes trace.jsonl: for every step and every update a digest of each tensor, by seed, in the
+order in which numbers depend on each other. `python -m core.run difference RUN other=OTHER` names the first that
+differs, and its stage; without `other` it compares what one run did twice, before and after it was resumed.
+
+    env         what the step showed: observation, action, reward, ends
+    event       what an intervention left behind
+    stream      random numbers of the update
+    index       which samples the replay has drawn
+    batch       what they hold
+    loss, gradient      what the update reports
+    moment, parameter, copy, buffer, memory     the learner after it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.engine import Engine
+from core.randomness import draw
+from core.spec import EnvStep
+from core.state import Batch, States, Tensors
+from core.storage import Appending, Storage
+
+TRACE = "trace.jsonl"
+Digests = dict[str, list[str]]  # name -> one per seed
+
+
+class Trace:
+    """Digests of a run, as it goes."""
+
+    def __init__(self, folder: Path, storage: Storage) -> None:
+        self._file = Appending(folder / TRACE, storage)
+
+    def step(self, number: int, action: np.ndarray, step: EnvStep) -> None:
+        """Agent step `number` was taken. What is seen of it leads with [n]."""
+        shown = {"action": action, "observation": step.next_obs, "reward": step.reward}
+        shown |= {"terminal": step.terminal, "ended": step.ended}
+        self._row(f"step {number}", {"env": {name: digests(value) for name, value in shown.items()}})
+
+    def event(self, updates: int, row: Mapping[str, Any], states: States) -> None:
+        """An intervention was applied; row: of the ledger."""
+        part = row["part"]
+        stages = _learner({part: states[part]}).items()
+        left = {f"{stage}, {name}": found for stage, digested in stages for name, found in digested.items()}
+        self._row(f"after update {updates}, {row['intervention']} on {part} of seed {row['seed']}", {"event": left})
+
+    def update(self, number: int, engine: Engine, batch: Batch, metrics: Tensors) -> None:
+        """Update `number`, counted from 1, was made of this batch."""
+        count = torch.full((), number, device=engine.device)
+        noise = draw(engine.noise, engine.keys_of("update"), count)
+        contents = {name: value for name, value in batch.items() if name != "index"}
+        losses = {name: value for name, value in metrics.items() if not name.endswith("grad_norm")}
+        norms = {name: value for name, value in metrics.items() if name.endswith("grad_norm")}
+        index = {"index": batch["index"]} if "index" in batch else {}
+        given = {"stream": noise, "index": index, "batch": contents, "loss": losses, "gradient": norms}
+        stages = {stage: {name: digests(value) for name, value in found.items()} for stage, found in given.items()}
+        self._row(f"update {number}", stages | _learner(engine.states))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _row(self, name: str, stages: Mapping[str, Digests]) -> None:
+        self._file.append(json.dumps([name, stages]).encode() + b"\n")
+
+
+def digests(values: Tensor | np.ndarray) -> list[str]:
+    """One per seed. [n, ...]"""
+    rows = values.cpu().numpy() if isinstance(values, Tensor) else values
+    return [hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=4).hexdigest() for row in rows]
+
+
+def _learner(states: States) -> dict[str, Digests]:
+    stages: dict[str, Digests] = {name: {} for name in ("moment", "parameter", "copy", "buffer", "memory")}
+    for part, s in states.items():
+        groups = {
+            "moment": s.optim,
+            "parameter": {"": s.params},
+            "copy": s.copies,
+            "buffer": {"": s.buffers},
+            "memory": s.memory,
+        }
+        for stage, trees in groups.items():
+            for kind, tensors in trees.items():
+                for name, value in tensors.items():
+                    stages[stage][f"{part}: {kind} {name}".replace("  ", " ")] = digests(value)
+    return stages
+
+
+def difference(folder: Path, other: Path | None = None) -> str:
+    """The first difference, in a line; "" if there is none. Raises ValueError where nothing can be compared."""
+    mine = list(_read(folder))
+    if other is None:
+        known: dict[str, Any] = {}
+        pairs = []
+        for name, row in mine:
+            pairs += [(name, known[name], row)] if name in known else []
+            known[name] = row
+    else:
+        theirs = dict(_read(other))  # of what was done twice, what counted in the end
+        pairs = [(name, row, theirs[name]) for name, row in dict(mine).items() if name in theirs]
+    if not pairs:
+        raise ValueError(
+            f"{folder}: {'nothing was done twice' if other is None else f'no step in common with {other}'}"
+        )
+    for name, one, two in pairs:
+        if found := _differing(one, two):
+            return f"{name}: {found}"
+    return ""
+
+
+def _differing(one: dict[str, Digests], two: dict[str, Digests]) -> str:
+    for stage in one:
+        a, b = one[stage], two.get(stage, {})
+        for name in [*a, *(name for name in b if name not in a)]:
+            if name not in a or name not in b:
+                return f"{stage}: {name} is in one of them alone"
+            if a[name] != b[name]:
+                seeds = [str(i) for i, (x, y) in enumerate(zip(a[name], b[name], strict=False)) if x != y]
+                return f"{stage}: {name} (of seed number {', '.join(seeds)})"
+    return ""
+
+
+def _read(folder: Path) -> Iterator[tuple[str, dict[str, Digests]]]:
+    path = folder / TRACE
+    if not path.exists():
+        raise ValueError(f"{folder}: has no {TRACE}; run it with trace=true")
+    for line in path.read_text().splitlines():
+        try:
+            name, row = json.loads(line)
+        except ValueError:
+            continue  # a process was killed while it wrote
+        yield name, row

@@ -1,0 +1,147 @@
+"""Environments that fail or hang: the run ends with one line and is saved, or opens another and writes that down."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from core import checkpoint
+from core.agent_session import AgentSession
+from core.config import BadConfig, load
+from core.run import main as run_command
+from core.signals import ENVIRONMENT
+from core.watchdog import EnvironmentFailed
+from envs.toy import Reach
+
+SAC = ["agent=sac", "env=toy/reach", "net.width=16", "agent.batch_size=8", "steps=80", "warmup=20", "compile=false"]
+SAC += ["eval_every=0", "eval_episodes=1", "save_every=30", "log_every=10", "observe_every=0", "rank_every=0"]
+SAC += ["replay.capacity=160", "seeds=[0,1]"]
+
+
+def play(folder: Path, *more: str) -> int:
+    return train.train(load([*SAC, *more, f"run_dir={folder}"]))
+
+
+def digests(folder: Path, capsys) -> str:
+    capsys.readouterr()
+    assert run_command(["digest", str(folder)]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Environments fail in the given calls of `step`, counted over all of them."""
+    step = Reach.step
+
+    def plant(*calls: int) -> None:
+        count = iter(range(1, 100_000))
+
+        def broken(self, action):
+            if next(count) in calls:
+                raise RuntimeError("the simulator\nwent away")
+            return step(self, action)
+
+        monkeypatch.setattr(Reach, "step", broken)
+
+    return plant
+
+
+@pytest.mark.parametrize("call", [91, 92])  # of the first seed and of the second, in the 46th step
+def test_an_error_ends_the_run_in_one_line_and_it_goes_on_as_if_nothing_had_been(call, tmp_path, failing, capsys):
+    play(tmp_path / "sound")
+    failing(call)
+    with pytest.raises(EnvironmentFailed) as error:
+        play(tmp_path / "broken")
+    told = str(error.value)
+    assert told.startswith(f"toy/reach, seed {call - 91}, episode ") and "\n" not in told
+    assert told.endswith("RuntimeError: the simulator went away")
+    assert checkpoint.step(checkpoint.newest(tmp_path / "broken")) == 45
+    failing()
+    assert play(tmp_path / "broken") == 0
+    assert digests(tmp_path / "broken", capsys) == digests(tmp_path / "sound", capsys)
+
+
+def test_the_command_line_says_it_and_has_its_own_exit_code(tmp_path):
+    code = (
+        "import train, envs.toy\ndef broken(self, action): raise RuntimeError('gone')\nenvs.toy.Reach.step = broken\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code + "train.main(train.train)")
+    command = [sys.executable, script, *SAC, f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(train.__file__).parent, env=environment())
+    assert done.returncode == ENVIRONMENT
+    assert "toy/reach, seed 0, episode 0 (train), step 0: RuntimeError: gone; the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_restarting_cuts_the_episode_and_writes_it_down(tmp_path, failing, capsys):
+    failing(91)
+    assert play(tmp_path, "on_failure=restart") == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert row["seed"] == 0 and row["restarted"] == "train" and row["error"] == "RuntimeError: the simulator went away"
+    assert "seed 0: its environment failed and was opened anew" in capsys.readouterr().err
+    saved = checkpoint.load(checkpoint.newest(tmp_path))
+    episodes = [env["episode"] for env in saved["envs"]["envs"]]
+    assert episodes[0] > 0
+
+
+def test_a_run_that_was_restarted_resumes_to_the_same_bits(tmp_path, failing, capsys):
+    """The failure lies before the checkpoint that is resumed."""
+    failing(51)
+    play(tmp_path / "whole", "on_failure=restart")
+    failing(51)
+    run = AgentSession(load([*SAC, "on_failure=restart", f"run_dir={tmp_path / 'halves'}"]))
+    turn = run.progress.step
+    run.progress.step = lambda: (turn(), run.clock.env_steps == 60 and run.stop.ask("enough", 1))
+    with run:
+        train.loop(run.config, run)
+    failing()
+    play(tmp_path / "halves", "on_failure=restart")
+    assert digests(tmp_path / "halves", capsys) == digests(tmp_path / "whole", capsys)
+
+
+def test_an_environment_that_fails_again_at_once_ends_the_run(tmp_path, failing):
+    failing(*range(91, 1_000))
+    with pytest.raises(EnvironmentFailed, match="went away"):
+        play(tmp_path, "on_failure=restart")
+
+
+def test_an_error_in_evaluation_ends_the_run_saved_before_it(tmp_path, failing, capsys):
+    play(tmp_path / "sound", "eval_every=40")
+    failing(81 + 3)  # 40 steps of two seeds, and then the evaluation's
+    with pytest.raises(EnvironmentFailed, match="evaluate/40"):
+        play(tmp_path / "broken", "eval_every=40")
+    assert checkpoint.step(checkpoint.newest(tmp_path / "broken")) == 40
+    failing()
+    play(tmp_path / "broken", "eval_every=40")
+    assert digests(tmp_path / "broken", capsys) == digests(tmp_path / "sound", capsys)
+
+
+def test_one_that_does_not_answer_ends_the_process(tmp_path):
+    code = "import time, train, envs.toy\ndef hang(self, action): time.sleep(60)\nenvs.toy.Reach.step = hang\n"
+    script = tmp_path / "script.py"
+    script.write_text(code + "train.main(train.train)")
+    command = [sys.executable, script, *SAC, "env_timeout=0.5", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=50)
+    assert done.returncode == ENVIRONMENT
+    assert "toy/reach, seed 0, episode 0 (train): no answer for 0.5 seconds (env_timeout)" in done.stderr
+
+
+def test_one_that_does_not_open_is_told_in_a_line_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    def missing(self):
+        raise ImportError("libGL.so.1: cannot open\nshared object file")
+
+    monkeypatch.setattr(Reach, "__init__", missing)
+    with pytest.raises(BadConfig, match=r"env: toy/reach does not open \(ImportError: libGL.so.1: cannot open shared"):
+        play(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(train.__file__).parent)}
