@@ -48,6 +48,13 @@ def make_folder(path: Path) -> None:
         sync(path.parent)
 
 
+def move_folder(aside: Path, path: Path) -> None:
+    """Give a folder that was written aside its name, whole or not at all. Raises OSError if `path` holds something."""
+    os.sync()  # everything in it, at once
+    os.replace(aside, path)
+    sync(path.parent)
+
+
 def sha256(path: Path, size: int | None = None) -> str:
     """Digest of a file, or of its first `size` bytes."""
     left = path.stat().st_size if size is None else size

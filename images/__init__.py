@@ -1,10 +1,12 @@
-"""Labelled images, as their makers split them. Digits ship with scikit-learn; the others lie in a folder of one's own.
+"""Labelled images, as their makers split them. Digits ship with scikit-learn; the others lie in a folder of one's own,
+where `python -m images fetch NAME to=FOLDER` puts them.
 
 load("digits")                        1,797 images of 8 x 8, from scikit-learn: nothing to download
 load("mnist", "~/data/mnist")         the four idx files, plain or .gz
 load("cifar10", "~/data/cifar10")     the binary version's data_batch_*.bin and test_batch.bin
 load("cifar100", "~/data/cifar100")   the binary version's train.bin and test.bin
 load("svhn", "~/data/svhn")           train_32x32.mat and test_32x32.mat
+load("tiny_imagenet", "~/data/tiny")  wnids.txt, train/, val/
 """
 
 from __future__ import annotations
@@ -51,18 +53,12 @@ def load(name: str, folder: str = "") -> Images:
         raise ValueError(f"env.data: {name} given; {nearest(name, SETS)}")
     if name != "digits" and not folder:
         raise ValueError(
-            f"env.folder: none given; expected where the files of {name} are, as in env.folder=data/{name}"
+            f"env.folder: none given; expected where the files of {name} are, as in env.folder=data/{name}; "
+            f"python -m images fetch {name} to=data/{name} puts them there"
         )
     try:
         return Images(*SETS[name](Path(folder).expanduser()))
     except OSError as error:
-        raise ValueError(f"env.folder: {error.filename} is not there; {MAKERS[name]}") from error
-
-
-MAKERS = {
-    "mnist": "MNIST comes from https://yann.lecun.org/exdb/mnist",
-    "cifar10": "the binary version comes from https://www.cs.toronto.edu/~kriz/cifar.html",
-    "cifar100": "the binary version comes from https://www.cs.toronto.edu/~kriz/cifar.html",
-    "svhn": "format 2 comes from http://ufldl.stanford.edu/housenumbers",
-    "tiny_imagenet": "it comes from http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-}
+        raise ValueError(
+            f"env.folder: {error.filename} is not there; python -m images fetch {name} to={folder} fetches it"
+        ) from error

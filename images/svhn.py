@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,6 @@ def _mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         found = loadmat(path)
         images, labels = found["X"], found["y"]  # [32, 32, 3, N], [N, 1]
-    except (ValueError, KeyError, NotImplementedError, MatReadError) as error:
-        raise ValueError(f"env.folder: {path} is no file of SVHN's format 2") from error
+    except (ValueError, KeyError, TypeError, NotImplementedError, OSError, zlib.error, MatReadError) as error:
+        raise ValueError(f"env.folder: {path} is no file of SVHN's format 2, or damaged ({error})") from error
     return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), labels.ravel().astype(np.int64) % 10

@@ -72,6 +72,20 @@ def test_svhn_is_read_from_its_matlab_files_and_ten_is_the_digit_zero(tmp_path):
     assert (found.train[3, 2] == images[:, :, 2, 3]).all()
 
 
+@pytest.mark.parametrize("cut", [130, 2_000, -50])
+def test_a_damaged_matlab_file_is_told(tmp_path, cut):
+    images = rng.integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}_32x32.mat"
+        savemat(path, {"X": images, "y": np.full((4, 1), 10)}, do_compression=True)
+    whole = path.read_bytes()
+    for content in (whole[:cut], whole[:cut] + bytes([whole[cut] ^ 255]) + whole[cut + 1 :]):
+        path.write_bytes(content)
+        load.cache_clear()
+        with pytest.raises(ValueError, match="test_32x32.mat is no file of SVHN's format 2, or damaged"):
+            load("svhn", str(tmp_path))
+
+
 def write_tiny_imagenet(folder):
     """Two classes; every picture is a colour, red channel first."""
     (folder / "wnids.txt").write_text("n02\nn01\n")
@@ -102,7 +116,9 @@ def test_tiny_imagenet_is_read_from_its_folders_and_its_validation_set_is_the_te
 def test_what_is_missing_damaged_or_misspelt_is_one_line(tmp_path, name):
     with pytest.raises(ValueError, match=f"env.folder: none given; expected where the files of {name} are"):
         load(name)
-    with pytest.raises(ValueError, match="env.folder: .* is not there; .* comes from http"):
+    with pytest.raises(
+        ValueError, match=f"env.folder: .* is not there; python -m images fetch {name} to={tmp_path} fetches it"
+    ):
         load(name, str(tmp_path))
     files = {
         "mnist": [f"{s}-{k}-ubyte" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")],
