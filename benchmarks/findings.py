@@ -15,13 +15,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
-
 import ablate
 from benchmarks.claims import CLAIMS, COLUMNS, Kept
 from core import files
 from core.ablation import Cell, read
+from core.statistics import student_interval as interval
 
 ROOT = Path(__file__).parents[1]
 CONFIGS, KEPT, PAGE = ROOT / "configs" / "testbeds", ROOT / "benchmarks" / "results" / "findings", ROOT / "docs"
@@ -109,12 +107,6 @@ def page() -> str:
     for name in ABLATIONS:
         lines.append(f"| {name} | `python ablate.py configs/testbeds/{name}.yaml` | {full_scale(name)} |")
     return "\n".join(lines) + "\n"
-
-
-def interval(effect: np.ndarray) -> tuple[float, float]:
-    """95 % Student interval of the mean."""
-    half = stats.t.ppf(0.975, len(effect) - 1) * effect.std(ddof=1) / np.sqrt(len(effect))
-    return effect.mean() - half, effect.mean() + half
 
 
 def verdict(low: float, high: float) -> str:

@@ -109,6 +109,14 @@ def paired_interval(
     return float(mean(difference)), *bootstrap_interval(difference, mean, generator, reps, level)
 
 
+def student_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of at least two independent numbers. [n] -> (low, high)"""
+    from scipy import stats  # slow to import
+
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
 def _runs_by_tasks(scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores, dtype=np.float64)
     return scores[:, None] if scores.ndim == 1 else scores
