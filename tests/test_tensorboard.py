@@ -13,6 +13,7 @@ from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
+from core.run_folder import POINTS
 from core.tensorboard import Board
 
 TASK = "dmc/walker-walk"
@@ -117,3 +118,17 @@ def test_a_value_for_each_seed_is_asked_for(tmp_path):
     with pytest.raises(ValueError):
         board.scalars({"loss": [1.0]}, 0)
     board.close()
+
+
+def test_ten_million_steps_fit_into_twenty_megabytes(tmp_path):
+    """As a run with the default options reports them: a row of losses and one of diagnostics every thousand steps."""
+    steps, tags = 10_000_000, [f"critic/a_diagnostic_of_some_length_{i:03}" for i in range(120)]
+    board = Board(tmp_path, seeds=(0,), tasks=(TASK,), spacing=steps / POINTS)
+    for step in range(1_000, steps + 1, 1_000):
+        board.scalars({tag: [1.0] for tag in tags}, step)
+        if step % 5_000 == 0:
+            board.evaluation(TASK, [1.0], step)
+    board.close()
+    assert sum(path.stat().st_size for path in tmp_path.rglob("events*")) < 20e6
+    drawn = curve(tmp_path / "seed_0", tags[0])
+    assert len(drawn) == POINTS and drawn[-1][0] > steps - 2 * steps / POINTS
