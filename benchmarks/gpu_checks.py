@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from agents import DQN, SAC
 from benchmarks import cases, kills
+from benchmarks.victim import Workload
 from core.captured import WARM_UP
 from core.clock import Clock
 from core.engine import Engine
@@ -161,14 +161,14 @@ def resume(device: str) -> str:
     """A run that is killed and started again ends in the digests of one that was not."""
     arguments = ["agent=dqn", "env=toy/chain", f"device={device}", "seeds=[0,1]", "steps=1_500", "save_every=100"]
     with tempfile.TemporaryDirectory() as folder:
-        whole, killed = Path(folder, "whole"), Path(folder, "killed")
-        kills.finish(whole, arguments)
-        kills.kill_and_restart(killed, arguments, 2, 8.0, random.Random(0))
-        kills.finish(killed, arguments)
-        a, b = kills.digest(whole), kills.digest(killed)
-    different = [name for name in a if a[name] != b[name]]
-    assert not different, f"{', '.join(different)} differ"
-    return f"{len(a)} digests equal"
+        work, table = (
+            Workload("resume", (sys.executable, "train.py", *arguments)),
+            kills.Table(Path(folder, "kills.csv")),
+        )
+        same = kills.study(work, 2, Path(folder), table)
+        last = table.ends(work.name)[-1]
+    assert same, last["outcome"]
+    return f"{last['digests']} digests equal"
 
 
 def _judged(found: dict[str, float]) -> str:
