@@ -144,7 +144,8 @@ def study(work: Workload, quota: int, home: Path, table: Table) -> bool:
             return True
         folder = whole.with_name(f"round-{rounds:04d}")
         victim = Victim(work, folder, [folder / run.relative_to(whole) for run in runs_in(whole)])
-        wrong = one_round(victim, rounds, quota, seconds, table)
+        missed = rounds - 1 - len({row["round"] for row in kills})  # the machine has become faster since the first run
+        wrong = one_round(victim, rounds, quota, seconds * 0.7**missed, table)
         outcome, digests = compare(whole, folder) if not wrong else (wrong, "")
         table.add(work.name, rounds, END, "", "", "", outcome, digests)
         if outcome == SAME:

@@ -17,7 +17,7 @@ import numpy as np
 from core import checkpoint
 
 OPERATIONS = {"saving": 60, "entering": 16}  # the last one that is aimed at, counted from the process's start
-WATCHED, AFTER = 3, 0.02  # saves to wait for, at most; seconds from the beginning of the last, at most
+WATCHED, AFTER = 3, 0.01  # saves to wait for, at most; seconds from the beginning of the last, at most
 WITHIN = 0.2, 0.7  # shares of an undisturbed run's time between which moments fall: it begins with imports
 
 
