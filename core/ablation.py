@@ -88,6 +88,8 @@ def read(path: Path, out: Path | None = None, size: str = "") -> Ablation:
         tree = yaml.load(path.read_text(), Loader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: cannot be read (nested too deeply)") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"{path}: line {line}: {error.problem}") from error

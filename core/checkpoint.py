@@ -74,7 +74,7 @@ def save(folder: Path, step: int, state: dict, replay: Replay) -> Path:
             ],
             "records": [_file(name, folder / name, length) for name, length in state.get("records", {}).items()],
         }
-        files.write(aside / MANIFEST, json.dumps(manifest, indent=1))
+        files.write(aside / MANIFEST, _text(manifest))
         os.rename(aside, published)
     files.sync(home)
     tidy(folder, published)
@@ -100,8 +100,17 @@ def newest(folder: Path, report: Callable[[str], None] | None = None) -> Path | 
 
 
 def load(checkpoint: Path) -> dict:
-    """The state that was saved, on the CPU."""
-    return torch.load(checkpoint / STATE, weights_only=True, map_location="cpu")
+    """The state that was saved, on the CPU. Raises ValueError, one line, for a file that holds anything else."""
+    path = checkpoint / STATE
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception as error:  # whatever such a file makes of its reader; nothing of it has been run
+        raise ValueError(f"{path}: holds something else than tensors and plain data; remove this checkpoint") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds a {type(state).__name__} and no state; remove this checkpoint")
+    return state
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -124,7 +133,7 @@ def problems(checkpoint: Path) -> Iterator[str]:
         expected = [
             (*_entry(entry), whole) for key, whole in (("files", True), ("records", False)) for entry in manifest[key]
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         yield f"{name}: cannot be read ({type(error).__name__}: {error})"
         return
     for path, size, sha, whole in expected:
@@ -136,6 +145,8 @@ def problems(checkpoint: Path) -> Iterator[str]:
                 yield f"{path}: its content has changed"
         except OSError as error:
             yield f"{path}: cannot be read ({error.strerror})"
+        except ValueError as error:  # no name that a file can have
+            yield f"{path!r}: cannot be read ({error})"
 
 
 def tidy(folder: Path, last: Path | None) -> None:
@@ -152,7 +163,7 @@ def tidy(folder: Path, last: Path | None) -> None:
 
     needed = set()
     for path in kept:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one holds on to nothing
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it is damaged
             needed |= {Path(entry["path"]).name for entry in _manifest(path)["files"]}
     prune(folder / REPLAY, keep=needed)
 
@@ -175,11 +186,22 @@ def _aside(home: Path) -> Iterator[Path]:
         raise
 
 
+def _text(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1).encode()
+
+
 def _manifest(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / MANIFEST).read_text())
+    """What a manifest says. Raises ValueError unless it is written as `save` writes it, to the last white space."""
+    content = (checkpoint / MANIFEST).read_bytes()
+    manifest = json.loads(content)
+    if _text(manifest) != content:
+        raise ValueError("its content has changed")
+    return manifest
 
 
 def _entry(entry: dict[str, Any]) -> tuple[str, int, str]:
+    if entry["bytes"] < 0:
+        raise ValueError(f"{entry['bytes']} bytes")
     return str(entry["path"]), int(entry["bytes"]), str(entry["sha256"])
 
 

@@ -25,7 +25,7 @@ class EventFile:
         """purge_step: what earlier files of the folder hold from this step on is hidden."""
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_number)}"
-        self._file = Appending(folder / name, storage)
+        self._file = Appending(folder / name, storage, called=f"tensorboard/{folder.name}")
         self._write(Event(file_version="brain.Event:2"))
         if purge_step is not None:
             self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))

@@ -33,11 +33,16 @@ def write(path: Path, content: bytes | memoryview | str) -> None:
     sync(path.parent)
 
 
-def read_json(path: Path, default: Any = None) -> Any:
-    """What a file of JSON holds; `default` without the file. Raises ValueError if it is damaged."""
+def read_json(path: Path, default: Any = None, kind: type = dict) -> Any:
+    """What a file of JSON holds; `default` without the file. Raises ValueError if it is damaged, or of another kind."""
     try:
-        return json.loads(path.read_text()) if path.exists() else default
-    except ValueError as error:
+        if not path.exists():
+            return default
+        found = json.loads(path.read_text())
+        if not isinstance(found, kind):
+            raise ValueError(f"holds a {type(found).__name__}")
+        return found
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is damaged ({error}); remove it, and the same command goes on without") from error
 
 

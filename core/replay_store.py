@@ -44,7 +44,10 @@ def load_chunks(ring: Ring, folder: Path, chunks: list[dict]) -> None:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != file["sha256"]:
             raise ValueError(f"{path} is damaged (sha256 differs); remove this checkpoint to go on from an older one")
-        ring.restore(file["member"], file["first"], _unpack(ring, data, file["last"] - file["first"] + 1))
+        try:
+            ring.restore(file["member"], file["first"], _unpack(ring, data, file["last"] - file["first"] + 1))
+        except (zstandard.ZstdError, ValueError) as error:
+            raise ValueError(f"{path} is no chunk of this replay; remove this checkpoint") from error
 
 
 def prune(folder: Path, keep: set[str]) -> None:
@@ -67,8 +70,11 @@ def _write(ring: Ring, folder: Path, member: int, first: int, last: int) -> dict
 
 
 def _unpack(ring: Ring, data: bytes, slots: int) -> dict[str, np.ndarray]:
+    samples = ring.read(0, 0, 0)  # one slot, for the shapes
+    if zstandard.frame_content_size(data) != slots * sum(sample.nbytes for sample in samples.values()):
+        raise ValueError("another size")
     raw, at, fields = zstandard.ZstdDecompressor().decompress(data), 0, {}
-    for name, sample in ring.read(0, 0, 0).items():  # one slot, for the shapes
+    for name, sample in samples.items():
         size = slots * sample.nbytes
         fields[name] = np.frombuffer(raw, sample.dtype, size // sample.itemsize, at).reshape(slots, *sample.shape[1:])
         at += size

@@ -17,6 +17,7 @@ import os
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,7 +185,7 @@ class RunFolder:
         if start["diff"]:
             digest = hashlib.sha256(start["diff"].encode()).hexdigest()
             start["patch"], start["diff"] = start["diff"], f"diff-{digest[:8]}.patch"
-        starts = files.read_json(self.path / PROVENANCE, [])
+        starts = files.read_json(self.path / PROVENANCE, [], list)
         changed = changes(starts[-1], start) if starts else []
         if changed and resume == "exact":
             raise ValueError(f"resume: exact given; since {self.path} was left, {'; '.join(changed)} has changed")
@@ -198,7 +199,7 @@ class RunFolder:
             del start["diff"]
         if forced:
             start["forced"] = forced
-        starts = files.read_json(self.path / PROVENANCE, [])
+        starts = files.read_json(self.path / PROVENANCE, [], list)
         files.write(self.path / PROVENANCE, json.dumps([*starts, start], indent=1))
 
 
@@ -206,7 +207,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The resolved configuration in a run folder. Raises ValueError if it cannot be read."""
     try:
         tree = yaml.safe_load((folder / CONFIG).read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG}: cannot be read; it is not the yaml that a run writes") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{folder / CONFIG}: cannot be read; it holds no settings")
@@ -216,7 +217,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def problems(folder: Path) -> list[str]:
     """One line for each of the folder's own files that cannot be read."""
     found = []
-    for read, name in ((read_config, None), (files.read_json, PROVENANCE), (files.read_json, DONE)):
+    starts = partial(files.read_json, kind=list)
+    for read, name in ((read_config, None), (starts, PROVENANCE), (files.read_json, DONE)):
         try:
             read(folder / name if name else folder)
         except ValueError as error:

@@ -49,9 +49,9 @@ class Storage:
 class Appending:
     """A file that only grows. What cannot be written now waits in memory and goes first the next time."""
 
-    def __init__(self, path: Path, storage: Storage) -> None:
-        """Raises OSError if the file cannot be opened."""
-        self.path, self._storage = path, storage
+    def __init__(self, path: Path, storage: Storage, called: str = "") -> None:
+        """called: what a person knows it by, if not by its name. Raises OSError if the file cannot be opened."""
+        self.path, self._storage, self._called = path, storage, called or path.name
         self._waiting = bytearray()
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
@@ -60,9 +60,9 @@ class Appending:
         try:
             self._write()
         except OSError as error:
-            self._storage.failed(self.path.name, error)
+            self._storage.failed(self._called, error)
         else:
-            self._storage.works(self.path.name)
+            self._storage.works(self._called)
 
     def sync(self) -> int:
         """Put all of it on the disk. -> its length in bytes. Raises OSError where that cannot be done."""

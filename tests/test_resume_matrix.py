@@ -18,16 +18,16 @@ from testbeds.session import TestbedSession
 SHORT = ["warmup=20", "eval_every=25", "eval_episodes=1", "log_every=20", "save_every=15", "replay.capacity=100"]
 SHORT += ["observe_every=20", "rank_every=0", "seeds=[0,1]", "agent.batch_size=4"]
 VECTORS = ["env=toy/reach", "net.width=8"]
-FRAMES = ["env=toy/pixels", "net.width=8"]
+FRAMES = ["env=toy/pixels", "net=nature", "net.width=8", "net.padding=valid"]
 AGENTS = {
-    "dqn": [*FRAMES, "net=nature", "net.padding=valid"],
+    "dqn": FRAMES,
     "sac": VECTORS,
-    "iql": VECTORS,
+    "iql": [*VECTORS, "priming.updates=0"],
     "simba": ["env=toy/reach", "net.width=8", "net.actor_width=8"],
     "bro": ["env=toy/reach", "net.width=8", "net.actor_width=8"],
     "sr_sac": [*VECTORS, "replay_ratio=2"],
     "rlpd": [*VECTORS, "replay_ratio=1", "agent.critics=3"],
-    **{name: [*FRAMES, "net.padding=valid"] for name in ("dqn_nature", "rainbow", "der", "drq_eps", "drq")},
+    **{name: FRAMES for name in ("dqn_nature", "rainbow", "der", "drq_eps", "drq")},
 }
 ENVIRONMENTS = {
     "toy/chain": ["agent=dqn", "net.width=8"],
@@ -69,7 +69,7 @@ def test_every_agent(agent, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", choices("interventions"))
 def test_every_intervention(name, tmp_path, capsys):
-    agent = ["agent=sac", *VECTORS] if name != "crelu" else ["agent=dqn", *FRAMES, "net=nature", "net.padding=valid"]
+    agent = ["agent=sac", *VECTORS] if name != "crelu" else ["agent=dqn", *FRAMES]
     when = [f"interventions.{name}.when.every=10", f"interventions.{name}.when.unit=updates"]
     chosen = [f"interventions=[{name}]"]
     try:
