@@ -68,7 +68,7 @@ class Watch:
         if not self._waits:
             alive = self._engine.alive.tolist()
             return alive != self._known and self._compare(alive, batch, (update, step))
-        answer = torch.empty(len(self._known), dtype=torch.bool, pin_memory=True)
+        answer = _host_memory(len(self._known))
         answer.copy_(self._engine.alive, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
@@ -101,6 +101,11 @@ class Watch:
         self._found += [Fault(i, _dated(clone(member(batch, i)), clock)) for i in new]
         self._known = [was and now for was, now in zip(self._known, alive, strict=True)]
         return bool(new)
+
+
+def _host_memory(members: int) -> Tensor:
+    """Where a GPU can write without being waited for."""
+    return torch.empty(members, dtype=torch.bool, pin_memory=True)
 
 
 def _dated(batch: Batch, clock: tuple[int, int]) -> Batch:

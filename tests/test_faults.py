@@ -215,6 +215,45 @@ def test_a_world_that_shows_what_is_not_finite_stops_its_seed_at_once(what, tmp_
             assert torch.equal(value[1], sound["states"][part]["params"][name][1])
 
 
+class Slow:
+    """A GPU's event that arrives two updates later."""
+
+    recorded: list[Slow] = []
+
+    def record(self) -> None:
+        self.recorded.append(self)
+
+    def query(self) -> bool:
+        return len(self.recorded) - self.recorded.index(self) > 2
+
+    def synchronize(self) -> None: ...
+
+
+def test_a_device_that_answers_late_has_the_batch_of_the_right_update_named(tmp_path, monkeypatch, capsys):
+    """What a GPU does, on a CPU: the answer to update 13 comes with update 15, the line with the next metrics."""
+    monkeypatch.setattr(faults, "_host_memory", lambda members: torch.empty(members, dtype=torch.bool))
+    monkeypatch.setattr(torch.cuda, "Event", Slow)
+    plant, name, _ = PLANTED["reward"]
+
+    def slowly(run: AgentSession, monkeypatch) -> None:
+        run.watch._waits = True
+        plant(run, monkeypatch)
+
+    played(tmp_path, slowly, monkeypatch, "log_every=16")
+    (row,) = [row for row in rows(tmp_path) if "diverged" in row]
+    assert row == {"step": 20 + UPDATE, "updates": UPDATE, "diverged": 0, "cause": name}
+    assert (tmp_path / "faults" / f"seed_0-update_{UPDATE}.pt").exists()
+    assert 2 < len(Slow.recorded) == 40
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_same_tensor_is_named(tmp_path, monkeypatch):
+    plant, name, _ = PLANTED["reward"]
+    played(tmp_path, plant, monkeypatch, "device=cuda", "compile=true")
+    (row,) = [row for row in rows(tmp_path) if "diverged" in row]
+    assert (row["updates"], row["cause"]) == (UPDATE, name)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a fault", None])
 def test_a_foreign_file_is_refused_in_one_line(content, tmp_path, monkeypatch, capsys):
     path = tmp_path / "fault.pt"
