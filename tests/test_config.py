@@ -253,7 +253,7 @@ MISTAKES = {
     "steps.x=1": "steps.x: steps is an option without settings; write steps=VALUE",
     "replay_ratio=0": "replay_ratio: 0 given; expected more than 0",
     "warmup=1_000_000": "warmup: 1000000 given; expected less than steps=",
-    "resume=yes": "resume: yes given; expected strict | force",
+    "resume=yes": "resume: yes given; expected strict | exact | force",
     "seeds=0": "seeds: 0 is not a list; write seeds=[0]",
     "seeds=[]": "seeds: [] given; expected at least one seed",
     "seeds=[0,0]": "seeds: [0, 0] given; expected at least one seed, and each once",

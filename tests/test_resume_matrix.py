@@ -35,7 +35,7 @@ ENVIRONMENTS = {
     "gym/CartPole-v1": ["agent=dqn", "net.width=8"],
     "mdp/true_label": ["agent=dqn", "net.width=8"],
     "dmc/cartpole-swingup": ["agent=sac", "net.width=8", "steps=120"],
-    "atari/pong": ["agent=dqn", "net=nature", "net.width=8", "eval_every=0", "env.max_frames=200"],
+    "atari/pong": ["agent=dqn", "net=nature", "net.width=8", "eval_every=0"],
 }
 STREAMS = ("chunks", "class_incremental", "large_means", "permuted_pixels", "random_labels", "shifted_labels")
 STREAMS += ("slow_regression", "warm_start")
@@ -67,6 +67,7 @@ def test_every_agent(agent, tmp_path, capsys):
     check([f"agent={agent}", *SHORT, *AGENTS[agent], "steps=60"], tmp_path, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", choices("interventions"))
 def test_every_intervention(name, tmp_path, capsys):
     agent = ["agent=sac", *VECTORS] if name != "crelu" else ["agent=dqn", *FRAMES]
@@ -87,7 +88,8 @@ def test_every_kind_of_environment(env, tmp_path, capsys):
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_every_stream_of_stages(stream, tmp_path, capsys):
-    check([f"env=testbed/{stream}", *STAGES], tmp_path, capsys)
+    agent = "regressor" if stream in ("large_means", "slow_regression") else "classifier"
+    check([f"env=testbed/{stream}", f"agent={agent}", *STAGES], tmp_path, capsys)
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def play(folder: Path, arguments: list[str], *more: str) -> int:
 def digests(folder: Path, capsys) -> dict[str, str]:
     capsys.readouterr()
     assert run_command(["digest", str(folder)]) == 0
-    return dict(line.split() for line in capsys.readouterr().out.splitlines())
+    return dict(line.split(" ") for line in capsys.readouterr().out.splitlines())
 
 
 def stopped_at(folder: Path, arguments: list[str], step: int) -> None:
