@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     try:
         out, *rest = argv
         watch = "--watch" in rest
-        options = dict(argument.split("=", 1) for argument in rest if argument != "--watch")
+        options = {name: value for name, _, value in (a.partition("=") for a in rest if a != "--watch")}
         missing: Any = options.pop("missing", "worst")
         others = [load(name) for name in options.pop("published", "").split(",") if name]
         if options or missing not in ("worst", "drop"):

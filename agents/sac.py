@@ -131,7 +131,7 @@ class SAC:
 
     def noise(self, batch_size: int) -> dict[str, Noise]:
         action = Noise("normal", (batch_size, self.spec.action_dim))
-        subset = {"subset": Noise("uniform", (self.settings.critics,))} if self.settings.subset else {}
+        subset = {"subset": Noise("uniform", (self.settings.critics,), shared=True)} if self.settings.subset else {}
         return {"critic": action, "actor": action} | subset
 
     def critic_loss(self, params: Tensors, s: States, b: Batch, noise: Tensors) -> Outcome:

@@ -88,11 +88,11 @@ def read(path: Path, out: Path | None = None, size: str = "") -> Ablation:
         tree = yaml.load(path.read_text(), Loader)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: cannot be read (nested too deeply)") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"{path}: line {line}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # no text, too deep, odd numbers and keys
+        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected {', '.join(KEYS)}")
     for key in tree:
@@ -100,6 +100,10 @@ def read(path: Path, out: Path | None = None, size: str = "") -> Ablation:
             raise ValueError(f"{path}: {key}: no such key; {nearest(show(key), KEYS)}")
     tree = _sized(tree, size, path)
     tasks, seeds = _list(tree, "tasks", path), _list(tree, "seeds", path)
+    named = [("tasks", task) for task in tasks] + [(key, tree[key]) for key in ("base",) if key in tree]
+    for key, value in named:
+        if not isinstance(value, str):
+            raise ValueError(f"{path}: {key}: {show(value)} given; expected a name")
     settings, arms = _settings("settings", _mapping(tree, "settings", path), path), _mapping(tree, "arms", path)
     if not arms:
         raise ValueError(f"{path}: arms: none given; expected NAME: [interventions], as in base: []")
@@ -130,11 +134,12 @@ def _sized(tree: dict[str, Any], size: str, path: Path) -> dict[str, Any]:
         return tree
     if size not in sizes:
         raise ValueError(f"{path}: size={size} given; {nearest(size, sizes) if sizes else 'it has no sizes'}")
-    for key in sizes[size]:
+    diff = _mapping(sizes, size, path)
+    for key in diff:
         if key not in OF_A_SIZE:
             raise ValueError(f"{path}: sizes: {size}: {key}: no such key; {nearest(show(key), OF_A_SIZE)}")
-    laid = {key: _mapping(tree, key, path) | _mapping(sizes[size], key, path) for key in ("settings", "overlay")}
-    return tree | sizes[size] | laid
+    laid = {key: _mapping(tree, key, path) | _mapping(diff, key, path) for key in ("settings", "overlay")}
+    return tree | diff | laid
 
 
 def _cell(arm: str, task: str, seeds: tuple[int, ...], settings: Mapping[str, Any], out: Path, path: Path) -> Cell:

@@ -87,8 +87,10 @@ class Attempts:
     def __init__(self, out: Path) -> None:
         self.path = out / "attempts.jsonl"
         self.failures: dict[str, list[str]] = defaultdict(list)  # cell -> causes, since its last success
-        for row in json_rows(self.path):
-            self._count(row)
+        files.drop_half_line(self.path)
+        with files.reading(self.path):
+            for row in files.json_rows(self.path):
+                self._count(row)
 
     def add(self, cell: Cell, code: int, cause: str) -> None:
         row = {"cell": cell.name, "ended": round(time.time()), "code": code, "cause": cause}
@@ -107,17 +109,6 @@ class Attempts:
             self.failures[row["cell"]].append(row["cause"])
 
 
-def json_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file of json lines; a last line that a power cut left unfinished is no row."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
 def _last_row(path: Path) -> dict[str, Any]:
-    rows = json_rows(path)
+    rows = files.json_rows(path)
     return rows[-1] if rows else {}

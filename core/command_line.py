@@ -175,12 +175,19 @@ def jobs(argv: Sequence[str], multirun: bool) -> list[Config]:
         (lines,) = BasicSweeper.split_arguments(known, None)
         register(argv)
         with initialize(config_path=None, version_base="1.3"):
-            found = [_config(compose("train", line)) for line in lines]
+            found = [_config(_composed(line)) for line in lines]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise BadConfig(" ".join(str(error).split())) from error
     if len({job.run_dir for job in found}) < len(found):
         raise BadConfig("run_dir: several runs of this sweep would share a folder; leave run_dir out")
     return found
+
+
+def _composed(line: list[str]) -> DictConfig:
+    try:
+        return compose("train", line)
+    except TypeError as error:  # a name where a list wants a number
+        raise ValueError(f"{' '.join(line)}: {error}") from error
 
 
 def _config(tree: DictConfig) -> Config:
@@ -233,6 +240,10 @@ def _check_choice(group: str, package: str | None, value: Any, packages: Sequenc
     if isinstance(value, dict):
         return
     several = group == "interventions" and package is None
+    if value is None:
+        raise BadConfig(
+            f"{group}: null given; expected {'a list, as in interventions=[NAME]' if several else 'a name'}"
+        )
     if several and not isinstance(value, list):
         raise BadConfig(f"interventions: {show(value)} is not a list; write interventions=[{show(value)}]")
     if not several and isinstance(value, list):

@@ -33,6 +33,10 @@ from core.run_options import REPLAYS, Prioritised, Run, Uniform
 class BadConfig(ValueError):
     """Something the user wrote cannot be run; the message is the one line they see."""
 
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Run):
@@ -63,11 +67,9 @@ WITHOUT_EFFECT = ("run_dir", "resume", "save_every", "log_every", "on_divergence
 def from_plain(tree: Mapping[str, Any]) -> Config:
     """The run that a tree of plain data describes. Raises ValueError, one line, for whatever does not fit."""
     tree = {**tree}
-    env = dict(tree.pop("env"))
-    groups = {group: dict(tree.pop(group)) for group in ("agent", "net", "value", "replay")}
-    entries = tree.pop("interventions")
-    if isinstance(entries, Mapping):  # from the command line; where order could be lost it is a list
-        entries = [{"name": name, **_settings(f"interventions.{name}", entry)} for name, entry in entries.items()]
+    env = _group(tree, "env")
+    groups = {group: _group(tree, group) for group in ("agent", "net", "value", "replay")}
+    entries = _entries(tree.pop("interventions", None))
     run = build(Run, tree)
     name = env.pop("name")
     _check_envs(name, run.stream.tasks)
@@ -198,8 +200,34 @@ def _choice(group: str, node: dict[str, Any], table: Mapping[str, type]) -> Any:
         raise ValueError(f"{group}: {kind} given; {nearest(kind, table)}")
     conditional = {choice: node.pop(choice) for choice in table if choice in node}
     for choice, settings in conditional.items():
-        build(table[choice], settings, f"{group}.{choice}")  # a misspelt setting is one, chosen or not
+        key = f"{group}.{choice}"
+        build(table[choice], _settings(key, settings), key)  # a misspelt setting is one, chosen or not
     return build(table[kind], {**conditional.get(kind, {}), **node}, group)
+
+
+def _group(tree: dict[str, Any], group: str) -> dict[str, Any]:
+    """A group's node, its names being text."""
+    node = dict(_settings(group, tree.pop(group, None)))
+    for key in {"name": ..., **node}.keys() & {"name", "kind"}:
+        if not isinstance(node.get(key), str):
+            raise ValueError(f"{group}: {show(node.get(key))} given; expected one choice, as in {group}=NAME")
+    return node
+
+
+def _entries(node: Any) -> list[dict[str, Any]]:
+    """Interventions with their names: a mapping from the command line; where order could be lost it is a list."""
+    if isinstance(node, Mapping):
+        for name, entry in node.items():
+            if "name" in _settings(f"interventions.{name}", entry):
+                raise ValueError(f"interventions.{name}.name: it is called {name}; there is no such setting")
+        node = [{"name": str(name), **entry} for name, entry in node.items()]
+    if not isinstance(node, list):
+        raise ValueError(f"interventions: {show(node)} given; expected a list, as in interventions=[NAME]")
+    names = [entry.get("name") if isinstance(entry, Mapping) else None for entry in node]
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name) or names.count(name) > 1:
+            raise ValueError(f"interventions: the name {show(name)} given; expected a word, and every name once")
+    return node
 
 
 def _kind(settings: Any, table: Mapping[str, type]) -> str:
@@ -217,7 +245,7 @@ def _check_envs(env: str, tasks: Sequence[str]) -> None:
     names, family = rooms.env_names(), env.partition("/")[0]
     for key, name in [("env", env), *(("stream.tasks", task) for task in tasks)]:
         if name not in names and not re.fullmatch(r"gym/.+", name):
-            raise ValueError(f"{key}: {name} given; {nearest(name, names)}")
+            raise ValueError(f"{key}: {show(name)} given; {nearest(name, names)}")
     for task in tasks:
         if task.partition("/")[0] != family:
             raise ValueError(f"stream.tasks: {task} given; expected {family}/..., or start with env={task}")

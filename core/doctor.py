@@ -48,7 +48,7 @@ def simulator(config: Config) -> str:
             assemble.environments(config, task)().reset(0)
         except Exception as error:  # whatever a simulator raises is what is wrong with it
             raise Fault(f"{task} does not open: {' '.join(str(error).split())}") from error
-    packages = PACKAGES[config.tasks[0].partition("/")[0]]
+    packages = PACKAGES.get(config.tasks[0].partition("/")[0], ())
     return ", ".join([*config.tasks, *(f"{name} {version(name)}" for name in packages)])
 
 

@@ -90,6 +90,7 @@ class Engine:
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
         self.awake = torch.ones_like(self.alive)  # a member that rests is not trained; whoever sets it wakes it up
         self.loss_noise = learner.noise(batch_size)  # of losses alone: what the networks take in evaluation
+        self._shared = frozenset(name for name, noise in self.loss_noise.items() if noise.shared)
         self.noise = dict(self.loss_noise)
         for part in learner.parts.values():
             self.noise |= part.noise(batch_size)
@@ -210,7 +211,8 @@ class Engine:
             return batch, member(noise, i)
 
         control = intervention.control
-        return Context(part, states, clock, self.seeds[i], intervention.name, self.device, draw_batch, control)
+        where = (self.seeds[i], intervention.name, self.device)
+        return Context(part, states, clock, *where, draw_batch, self._shared, control)
 
     # observation
 
@@ -234,7 +236,7 @@ class Engine:
                     continue
                 at = (states, seen, member(noise, i))
                 grads, outcome = part.gradient(*at, observing=True) if tier.gradients else ({}, part.outcome(*at))
-                step = Step(seen, member(noise, i), outcome, grads, states)
+                step = Step(seen, member(noise, i), outcome, grads, states, self._shared)
                 for diagnostic in tier.diagnostics if finite(step) else ():
                     values = diagnostic(part, states[part.name], step)
                     mine |= {f"{part.name}/{name}": value.float().cpu() for name, value in values.items()}

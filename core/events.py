@@ -29,6 +29,7 @@ class Context:
     instance: str  # name of the intervention
     device: torch.device | str
     sample: Callable[[int], tuple[Batch, Tensors]]  # batch number k of this seed with its noise, of the event's own
+    shared: frozenset[str] = frozenset()  # of that noise, what does not lead with samples
     control: Control = "none"
 
     def fresh(self, purpose: str = "params") -> Tensors:
@@ -55,7 +56,7 @@ class Context:
         """Loss, features and gradient of this part on a batch of its own; the network runs as in evaluation."""
         batch, noise = self.sample(number)
         grads, outcome = self.part.gradient(self.states, batch, noise, observing=True)
-        return Step(batch, noise, outcome, grads, self.states)
+        return Step(batch, noise, outcome, grads, self.states, self.shared)
 
 
 def redraw(

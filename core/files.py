@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,46 @@ def read_json(path: Path, default: Any = None, kind: type = dict) -> Any:
         return found
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is damaged ({error}); remove it, and the same command goes on without") from error
+
+
+class Damaged(ValueError):
+    """A file holds what nobody has written there; the message names it."""
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Inside, whatever a foreign or damaged file makes of its reader becomes one line that names it: Damaged."""
+    try:
+        yield
+    except Damaged:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, csv.Error) as error:
+        told = " ".join(str(error).split())
+        raise Damaged(f"{path}: cannot be read ({type(error).__name__}: {told})") from error
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file of json lines, none without the file; a last line that a power cut left unfinished is no row.
+
+    Raises ValueError, naming the file, for any other line that is no object.
+    """
+    rows: list[dict[str, Any]] = []
+    with reading(path):
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} holds no row")
+            rows.append(row)
+    return rows
+
+
+def drop_half_line(path: Path) -> None:
+    """A process that was killed while it wrote may have left a line without its end."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def make_folder(path: Path) -> None:

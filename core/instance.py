@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from core import rooms
-from core.options import build, nearest
+from core.options import build, nearest, show
 from core.when import happenings
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def intervention(entry: dict[str, Any], clock: Clock, chosen: Collection[str]) -
         if name in rooms.interventions():
             raise ValueError(f"{key}.{given}: {name} is not chosen; add it, as in interventions=[{name}]")
         raise ValueError(f"{key}.{given}: no such intervention in this run; {nearest(name, chosen)}")
+    if not isinstance(kind, str) or kind not in rooms.interventions():
+        raise ValueError(f"{key}.kind: {show(kind)} given; {nearest(show(kind), rooms.interventions())}")
     made: Any = build(rooms.intervention(kind), entry, key)
     made.name = name
     when, acts = made.when, made.overrides("event")

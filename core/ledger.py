@@ -21,7 +21,7 @@ def entry(intervention: Intervention, part: Part, seed: int, clock: Clock, old: 
     """Compare a state before and after an event. -> a row of plain data.
 
     An event that selects nothing by its own criterion returns the very state it was given: it is recorded with touched
-    = 0. Raises NothingChanged if it returned another state that holds the same numbers.
+    = 0. Raises NothingChanged if it returned another state that holds the same numbers, once anything has been learned.
     """
     changes = {
         "params": _changes(old.params, new.params),
@@ -32,7 +32,7 @@ def entry(intervention: Intervention, part: Part, seed: int, clock: Clock, old: 
         **{f"memory/{name}": _changes(old.memory[name], new.memory[name]) for name in old.memory},
     }
     changes = {field: change for field, change in changes.items() if change["tensors"]}
-    if new is not old and not changes:
+    if new is not old and not changes and clock.updates:  # before the first update all is as it was born
         raise NothingChanged(
             f"interventions.{intervention.name} selected tensors of part {part.name} at update {clock.updates} and "
             "changed nothing; an event that selects nothing must return the state it was given"

@@ -44,7 +44,9 @@ class OfflineData:
                 raise ValueError(
                     f"offline.data: {path} has {name} of shape {array.shape[1:]}; expected {wanted.get(name, ())}"
                 )
-            if not np.isfinite(array).all():
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"offline.data: {path} has {name} of type {array.dtype}; expected numbers")
+            if not np.isfinite(array.astype(np.float32)).all():
                 raise ValueError(f"offline.data: {path} has {name} that are not finite")
         if spec.is_discrete and not ((action >= 0) & (action < spec.num_actions)).all():
             raise ValueError(f"offline.data: {path} has actions beyond the {spec.num_actions} of {spec.name}")
@@ -139,9 +141,10 @@ def _read(path: str) -> list[np.ndarray]:
             arrays = [file[name] for name in FIELDS]
     except FileNotFoundError as error:
         raise ValueError(f"offline.data: {path} is not there; python -m core.run export RUN_DIR writes one") from error
-    except (OSError, EOFError, ValueError, TypeError, BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, TypeError, NotImplementedError, BadZipFile, zlib.error) as error:
         text = str(error)
         raise ValueError(text if text.startswith("offline.data") else f"offline.data: {path} is no npz file") from error
-    if len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
-        raise ValueError(f"offline.data: {path} has arrays of lengths {[len(a) for a in arrays]}; expected equal ones")
+    shapes = [array.shape[:1] for array in arrays]
+    if len(set(shapes)) != 1 or shapes[0] in ((), (0,)):
+        raise ValueError(f"offline.data: {path} has arrays of lengths {shapes}; expected equal ones")
     return arrays

@@ -136,8 +136,9 @@ def _scalar(kind: type, value: Any) -> Any:
     if kind is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)  # yaml takes 1e-4 for text
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
+    if kind is float and type(value) in (int, float):
+        with contextlib.suppress(OverflowError):  # of whole numbers beyond all measure
+            return float(value) if math.isfinite(value) else None
     if kind is int and type(value) is float and value.is_integer():
         return int(value)
     return None if kind is float else value

@@ -43,6 +43,7 @@ class Step(NamedTuple):
     outcome: Outcome
     grads: Tensors  # {} in a penalty
     states: States = {}  # of all parts, as the loss saw them
+    shared: frozenset[str] = frozenset()  # the noise that does not lead with samples
 
 
 Output = tuple[Tensor, Tensors]  # of a network: its output, its features
@@ -117,8 +118,7 @@ class Part:
 
     def names(self, where: Iterable[str] = ("all",)) -> list[str]:
         """Parameter names by sections (of a part without layers: all of it), "output", "all" or patterns, in order."""
-        every = list(self.shapes)
-        chosen: set[str] = set()
+        every, chosen = list(self.shapes), set[str]()
         for word in where:
             found = self._select(word, every)
             if not found:

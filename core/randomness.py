@@ -104,6 +104,7 @@ class Noise(NamedTuple):
 
     kind: Literal["normal", "uniform"]  # standard normal, or uniform in (0, 1)
     shape: tuple[int, ...]  # for one seed
+    shared: bool = False  # by all samples of a batch; else it leads with them
 
 
 def draw(noise: dict[str, Noise], keys: dict[str, Tensor], counter: Tensor) -> dict[str, Tensor]:
@@ -114,7 +115,7 @@ def draw(noise: dict[str, Noise], keys: dict[str, Tensor], counter: Tensor) -> d
     """
     if not noise:
         return {}
-    blocks = {name: -(-math.prod(shape) // 4) for name, (_, shape) in noise.items()}  # of four words
+    blocks = {name: -(-math.prod(shape) // 4) for name, (_, shape, _) in noise.items()}  # of four words
     key = torch.cat([keys[name][:, None].expand(-1, count, -1) for name, count in blocks.items()], dim=1)
     block = torch.cat([torch.arange(count, device=key.device) for count in blocks.values()])[None]
     zero, counter = torch.zeros_like(block), counter.reshape(-1, 1)
@@ -122,14 +123,14 @@ def draw(noise: dict[str, Noise], keys: dict[str, Tensor], counter: Tensor) -> d
     own = torch.stack(words, dim=-1).split(list(blocks.values()), dim=1)
     return {
         name: TRANSFORMS[kind](mine).flatten(1)[:, : math.prod(shape)].reshape(len(key), *shape)
-        for (name, (kind, shape)), mine in zip(noise.items(), own, strict=True)
+        for (name, (kind, shape, _)), mine in zip(noise.items(), own, strict=True)
     }
 
 
 def draw_on_host(noise: dict[str, Noise], seeds: Sequence[int], stream: str, counter: int) -> dict[str, Tensor]:
     """The same declaration drawn by NumPy, for decisions taken on the host. -> [n, *shape] float32 by name."""
     drawn = {}
-    for name, (kind, shape) in noise.items():
+    for name, (kind, shape, _) in noise.items():
         generators = [host_generator(seed, f"{stream}/{name}", counter) for seed in seeds]
         rows = [
             g.standard_normal(shape, np.float32) if kind == "normal" else g.random(shape, np.float32)

@@ -19,12 +19,11 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.files import sync
+from core.files import drop_half_line, sync
 from core.storage import Appending, Storage
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Records:
     """The four files of one run folder, open for appending; every row is handed to the system at once."""
 
     def __init__(self, folder: Path, storage: Storage | None = None) -> None:
-        _drop_half_line(folder / TIMING)
+        drop_half_line(folder / TIMING)
         self._files = {name: Appending(folder / name, storage or Storage()) for name in (*EXACT, TIMING)}
         self._head()
         sync(folder)
@@ -109,9 +108,3 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _drop_half_line(path: Path) -> None:
-    """A process that was killed while it wrote may have left a line without its end."""
-    if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

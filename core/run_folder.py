@@ -207,7 +207,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The resolved configuration in a run folder. Raises ValueError if it cannot be read."""
     try:
         tree = yaml.safe_load((folder / CONFIG).read_text())
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG}: cannot be read; it is not the yaml that a run writes") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{folder / CONFIG}: cannot be read; it holds no settings")

@@ -66,8 +66,8 @@ class Run:
     """The options that belong to no group."""
 
     seeds: tuple[int, ...] = option((0,), low=0, help="one learner each, side by side in one process")
-    steps: int = option(100_000, low=1, help="length of the run, env steps")
-    replay_ratio: float = option(1.0, above=0, help="updates per agent step; fractions allowed")
+    steps: int = option(100_000, low=1, high=10**12, help="length of the run, env steps")
+    replay_ratio: float = option(1.0, above=0, high=10**6, help="updates per agent step; fractions allowed")
     warmup: int = option(1_000, low=0, help="random agent steps before the first update")
     stream: Stream = option(Stream())
     priming: Priming = option(Priming())

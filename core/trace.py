@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core import files
 from core.engine import Engine
 from core.randomness import draw
 from core.spec import EnvStep
@@ -70,7 +71,7 @@ class Trace:
         self._file.close()
 
     def _row(self, name: str, stages: Mapping[str, Digests]) -> None:
-        self._file.append(json.dumps([name, stages]).encode() + b"\n")
+        self._file.append(json.dumps({"at": name, **stages}).encode() + b"\n")
 
 
 def digests(values: Tensor | np.ndarray) -> list[str]:
@@ -134,9 +135,5 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Digests]]]:
     path = folder / TRACE
     if not path.exists():
         raise ValueError(f"{folder}: has no {TRACE}; run it with trace=true")
-    for line in path.read_text().splitlines():
-        try:
-            name, row = json.loads(line)
-        except ValueError:
-            continue  # a process was killed while it wrote
-        yield name, row
+    for row in files.json_rows(path):
+        yield row.pop("at"), row

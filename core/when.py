@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from core import files
 from core.clock import Clock, Unit
 from core.options import option
 
@@ -125,10 +125,13 @@ def happenings(run_dir: str, instance: str) -> Happenings:
     if not ledger.is_file():
         raise ValueError(f"yoke={run_dir} given; expected a run folder ({LEDGER} is missing)")
     updates: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for line in ledger.read_text().splitlines():
-        row = json.loads(line)
-        if row.get("intervention") == instance and row["touched"]:
-            updates[row["part"], row["seed"]].add(row["updates"])
+    try:
+        with files.reading(ledger):
+            for row in files.json_rows(ledger):
+                if row.get("intervention") == instance and row["touched"]:
+                    updates[row["part"], row["seed"]].add(row["updates"])
+    except files.Damaged as error:
+        raise ValueError(f"yoke={run_dir} given; {error}") from error
     if not updates:
         raise ValueError(f"yoke={run_dir} given; no {instance} happened in that run")
     return Happenings(tuple(sorted({seed for _, seed in updates})), updates)

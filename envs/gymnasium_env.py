@@ -20,7 +20,7 @@ class GymnasiumEnv:
         name = f"gym/{id}"
         try:
             self._env = gymnasium.make(id, disable_env_checker=True)
-        except (gymnasium.error.Error, ImportError) as error:
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ValueError(f"env: {name} cannot be made: {' '.join(str(error).split())}") from error
         shape, dtype = _observations(self._env.observation_space, name)
         num_actions, action_dim = _actions(self._env.action_space, name)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core import files
 from core.options import nearest
 from images import cifar, digits, mnist, svhn, tiny_imagenet
 
@@ -58,6 +59,8 @@ def load(name: str, folder: str = "") -> Images:
         )
     try:
         return Images(*SETS[name](Path(folder).expanduser()))
+    except files.Damaged as error:
+        raise ValueError(f"env.folder: {error}") from error
     except OSError as error:
         raise ValueError(
             f"env.folder: {error.filename} is not there; python -m images fetch {name} to={folder} fetches it"

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
+from core import files
+
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Classes are numbered in the order of wnids.txt."""
-    number = {wnid: i for i, wnid in enumerate((folder / "wnids.txt").read_text().split())}
+    with files.reading(folder / "wnids.txt"):
+        number = {wnid: i for i, wnid in enumerate((folder / "wnids.txt").read_text().split())}
     train = [
         (path, label) for wnid, label in number.items() for path in sorted((folder / "train" / wnid).glob("images/*"))
     ]
-    rows = [line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text().splitlines() if line]
-    test = [(folder / "val" / "images" / name, number[wnid]) for name, wnid in rows]
+    annotations = folder / "val" / "val_annotations.txt"
+    with files.reading(annotations):
+        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line]
+        test = [(folder / "val" / "images" / name, number[wnid]) for name, wnid in rows]
     if not train or not test:
         raise ValueError(f"env.folder: {folder} holds no images in train/ or val/")
     return *_images(train), *_images(test)

@@ -33,7 +33,8 @@ class NoisyLinear(nn.Linear):
         self.noise_out: Tensor
 
     def training_inputs(self, batch_size: int) -> dict[str, Noise]:
-        return {"noise_in": Noise("normal", (self.in_features,)), "noise_out": Noise("normal", (self.out_features,))}
+        lengths = {"noise_in": self.in_features, "noise_out": self.out_features}
+        return {name: Noise("normal", (length,), shared=True) for name, length in lengths.items()}
 
     def drawn(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of this pass."""

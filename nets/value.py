@@ -96,8 +96,8 @@ class Quantiles:
 class Support:
     """A histogram over [low, high]: shared by the categorical value losses."""
 
-    low: float = option(-10.0, help="least value; what lies below is clipped")
-    high: float = option(10.0, help="greatest value; what lies above is clipped")
+    low: float = option(-10.0, low=-1e30, high=1e30, help="least value; what lies below is clipped")
+    high: float = option(10.0, low=-1e30, high=1e30, help="greatest value; what lies above is clipped")
     bins: int = option(51, low=2, help="bins of the histogram")
 
     logits = True

@@ -10,6 +10,7 @@ from learners import BATCH, CONTROL, FRAMES, batch_for, dqn, equal, named, run, 
 from test_contract import TABLE, make
 
 from agents import IQL, DrQ, DrQV2
+from core.diagnostics import TIERS
 from core.engine import Engine
 from core.spec import EnvSpec
 from core.state import clone
@@ -47,3 +48,15 @@ def test_it_trains_acts_and_stays_finite(name, agent):
     for role in ("params", *e.learner.acting_part.copies):
         actions = torch.from_numpy(e.act(seen, e.learner.explore_eval, "act", 0, role))
         assert actions.shape[:2] == (2, 2) and torch.isfinite(actions.float()).all()
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_tier_of_diagnostics_observes_it(agent):
+    """Batches are split on the way: noise of layers, wider here than a batch, is not."""
+    spec, build = AGENTS[agent]
+    e = Engine(build(named([])), (0, 1), BATCH, compile=False)
+    clock = run(e, 2)
+    for tier in TIERS:
+        found = e.observe(batch_for(spec, (0, 1)), clock, tier)
+        assert found and all(len(value) == 2 for value in found.values())
+        assert any(value.isfinite().any() for value in found.values())

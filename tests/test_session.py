@@ -293,3 +293,19 @@ def test_a_killed_process_is_gone_on_with(tmp_path, capsys):
     assert play(tmp_path / "killed", arguments) == 0
     play(tmp_path / "whole", arguments)
     assert digests(tmp_path / "killed", capsys) == digests(tmp_path / "whole", capsys)
+
+
+def test_a_reset_before_the_first_update_finds_all_as_it_was_born(tmp_path):
+    """In warm-up everything is new already: the ledger says so, and the run goes on."""
+    arguments = ["env=toy/reach", "agent=sac", "interventions=[full_reset]", "interventions.full_reset.when.every=3"]
+    arguments += [
+        "interventions.full_reset.when.unit=env_steps",
+        "steps=20",
+        "warmup=8",
+        "compile=false",
+        "net.width=8",
+    ]
+    assert train.train(load([*arguments, "eval_every=0", "eval_episodes=1", f"run_dir={tmp_path}"])) == 0
+    rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    untouched = {row["part"] for row in rows if row["updates"] == 0 and row["touched"] == 0}
+    assert untouched == {"alpha"} and all(row["touched"] for row in rows if row["updates"])

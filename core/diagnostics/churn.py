@@ -22,7 +22,8 @@ def churn(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     half = len(part.inputs(step.batch)[0]) // 2
     if not half or part.optim.hold:
         return {}
-    grads, _ = part.gradient(step.states, rows(step.batch, 0, half), rows(step.noise, 0, half))
+    noise = {k: noise if k in step.shared else noise[:half] for k, noise in step.noise.items()}
+    grads, _ = part.gradient(step.states, rows(step.batch, 0, half), noise)
     new, _ = part.optim.step(s.params, grads, s.optim)
     unseen = part.inputs(rows(step.batch, half, 2 * half))
     before, after = (part.decode(part(numbers, *unseen)[0]) for numbers in (weights(s), new | s.buffers))
@@ -40,5 +41,5 @@ def differences(before: Tensor, after: Tensor, greedy: bool, valued: bool) -> di
 
 
 def rows(tensors: Tensors, start: int, stop: int) -> Tensors:
-    """Some samples of a batch or its noise; scalars belong to all."""
+    """Some samples of a batch; scalars belong to all."""
     return {k: t[start:stop] if t.ndim else t for k, t in tensors.items()}

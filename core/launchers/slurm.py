@@ -15,8 +15,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from core import files
 from core.ablation import Cell
-from core.cells import json_rows
 from core.launchers import WITHOUT_RESULT, numbers
 from core.launchers.local import started
 
@@ -62,7 +62,7 @@ class Slurm:
     def standing(self) -> dict[str, SlurmJob]:
         import submitit
 
-        latest = {row["cell"]: row["job"] for row in json_rows(self._folder / "jobs.jsonl")}
+        latest = {row["cell"]: row["job"] for row in files.json_rows(self._folder / "jobs.jsonl")}
         queued = self._queue.states()
         if queued is None:
             raise ValueError("launcher=slurm: squeue does not answer; jobs that are under way cannot be found")

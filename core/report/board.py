@@ -7,13 +7,13 @@ events, HParams the arms' settings beside their scores.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from core import files
 from core.ablation import Ablation, Cell
 from core.report.comparison import Curve, Row
 
@@ -99,13 +99,13 @@ def measured(cells: Iterable[Cell]) -> Series:
     found: Series = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         path = cell.folder / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         by_tag: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
-        for row in rows:
-            for tag, values in row.items():
-                if isinstance(values, list) and tag.count("/") == 1:
-                    numbers = [float(v) for v in values if v is not None]  # nan is written as text
-                    by_tag[tag].append((row["step"], [v for v in numbers if np.isfinite(v)]))
+        with files.reading(path):
+            for row in files.json_rows(path):
+                for tag, values in row.items():
+                    if isinstance(values, list) and tag.count("/") == 1:
+                        numbers = [float(v) for v in values if v is not None]  # nan is written as text
+                        by_tag[tag].append((int(row["step"]), [v for v in numbers if np.isfinite(v)]))
         for tag, points in by_tag.items():
             for step, values in points[:: max(1, len(points) // POINTS)]:
                 found[tag][step] += values
@@ -115,10 +115,10 @@ def measured(cells: Iterable[Cell]) -> Series:
 def _events(cell: Cell) -> list[str]:
     """One line per intervention and part."""
     path, seen = cell.folder / "ledger.jsonl", defaultdict(list)
-    for line in path.read_text().splitlines() if path.exists() else []:
-        row = json.loads(line)
-        if row.get("touched"):
-            seen[row["intervention"], row["part"]].append(row["step"])
+    with files.reading(path):
+        for row in files.json_rows(path):
+            if row.get("touched"):
+                seen[row["intervention"], row["part"]].append(int(row["step"]))
     return [
         f"{cell.task}: {name} acted on {part} {len(steps)} times, from step {min(steps):,} to {max(steps):,}"
         for (name, part), steps in seen.items()

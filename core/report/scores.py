@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from core import files
 from core.ablation import Ablation, Cell
 from core.cells import progress
 
@@ -76,8 +76,9 @@ def _of_cell(cell: Cell) -> list[Run]:
     found: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))  # seed -> step -> returns
     path = cell.folder / "eval.csv"
     if path.exists():
-        for row in csv.DictReader(path.open()):
-            found[int(row["seed"])][int(row["step"])].append(float(row["return"]))
+        with files.reading(path):
+            for row in csv.DictReader(path.open()):
+                found[int(row["seed"])][int(row["step"])].append(float(row["return"]))
     diverged = _diverged(cell.folder)
     done = progress(cell).status in ("finished", "diverged")
     made = []
@@ -91,11 +92,11 @@ def _of_cell(cell: Cell) -> list[Run]:
 
 def _diverged(folder: Path) -> dict[int, float]:
     """Seed -> env step at which its divergence was noticed."""
-    ledger, found = folder / "ledger.jsonl", {}
-    for line in ledger.read_text().splitlines() if ledger.exists() else []:
-        row = json.loads(line)
-        if "diverged" in row:
-            found[row["diverged"]] = float(row["step"])
+    ledger, found = folder / "ledger.jsonl", dict[int, float]()
+    with files.reading(ledger):
+        for row in files.json_rows(ledger):
+            if "diverged" in row:
+                found[int(row["diverged"])] = float(row["step"])
     return found
 
 
