@@ -51,5 +51,5 @@ class Watchdog:
             self._ticks += tick
             if self._watching and self._ticks > self._limit:
                 line = f"{self.waiting_for()}: no answer for {self._limit:g} seconds (env_timeout)"
-                print(f"{line}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+                print(f"\n{line}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
                 os._exit(ENVIRONMENT)
