@@ -60,6 +60,10 @@ class AgentSession(Session):
         clock = clock_of(config, spec.action_repeat)
         super().__init__(config, self.agent, clock, blank(spec, settings.batch_size), replay)
 
+    def __exit__(self, *raised: object) -> None:
+        self.watchdog.close()
+        super().__exit__(*raised)
+
     @property
     def looks(self) -> EnvSpec:
         return self.envs.spec

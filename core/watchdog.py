@@ -33,21 +33,25 @@ class Watchdog:
     def __init__(self, limit: float) -> None:
         self._limit, self._ticks = limit, 0.0
         self._watching = False
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
         self.waiting_for: Callable[[], str] = str
-        if limit:
-            threading.Thread(target=self._run, daemon=True).start()
 
     def __enter__(self) -> None:
         self._ticks, self._watching = 0.0, True
+        if self._limit and not self._thread:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._watching = False
 
+    def close(self) -> None:
+        self._over.set()
+
     def _run(self) -> None:
         tick = min(TICK, self._limit / 4)
-        silence = threading.Event()  # never set
-        while True:
-            silence.wait(tick)
+        while not self._over.wait(tick):
             self._ticks += tick
             if self._watching and self._ticks > self._limit:
                 line = f"{self.waiting_for()}: no answer for {self._limit:g} seconds (env_timeout)"
