@@ -19,6 +19,8 @@ COLUMNS = {  # of the kept tables -> what the run calls it
     "rank": "effective_rank",
     "log_sigma": "log10_sigma_1",
     "trainability": "trainability",
+    "entk_rank": "entk_rank",
+    "curvature": "hessian_probe_top",
 }
 EARLY, LATE = 0.2, 0.2  # shares of the stages
 
@@ -73,8 +75,9 @@ class Claim:
 
 ASH, LEE, DOHARE = "Ash & Adams 2020", "Lee et al. 2024 (H&T)", "Dohare et al. 2024"
 KUMAR, LYLE, SHIN = "Kumar et al. 2023", "Lyle et al. 2024", "Shin et al. 2024 (DASH)"
-PLASTIC = "Lee et al. 2023 (PLASTIC)"
+PLASTIC, OH = "Lee et al. 2023 (PLASTIC)", "Oh et al. 2025 (SWR)"
 PROBE, MEAN = "trainability of the probe", "test accuracy, mean over stages"
+ALL_CLASSES = "test accuracy, all classes"
 TEST, ONLINE, TRAIN = "test accuracy", "online accuracy, late - early", "accuracy on training data"
 
 CLAIMS = [
@@ -92,7 +95,7 @@ CLAIMS = [
           lambda d: d.last("norm_cold", "test") - d.last("norm_warm", "test"), TEST),
     Claim("warm_start", "DASH at the change is better than a warm start", SHIN,
           lambda d: d.last("dash", "test") - d.last("warm", "test"), TEST),
-    Claim("warm_start", "Soft weight rescaling is better than plain warm start", "Oh et al. 2025 (SWR)",
+    Claim("warm_start", "Soft weight rescaling is better than plain warm start", OH,
           lambda d: d.last("soft_weight_rescaling", "test") - d.last("warm", "test"), TEST),
     Claim("noisy_warm_start", "A small noisy beginning costs generalisation for good", LEE,
           lambda d: d.last("cold", "test") - d.last("warm", "test"), TEST),
@@ -189,4 +192,17 @@ CLAIMS = [
           - (d.last("two_hot_ln_0", "trainability") - d.last("two_hot_ln_99", "trainability")), PROBE),
     Claim("mdp", "At discount 0.99, two-hot targets with layer normalisation stay more trainable", LYLE,
           lambda d: d.last("two_hot_ln_99", "trainability") - d.last("mse_99", "trainability"), PROBE),
+    Claim("class_incremental", "Early, classes learned in turn are told apart better than from scratch", DOHARE,
+          lambda d: d("base", "test")[:, 1:5].mean(1) - d("scratch", "test")[:, 1:5].mean(1),
+          "test accuracy, two to five classes"),
+    Claim("class_incremental", "In the end they are told apart worse", DOHARE,
+          lambda d: d.last("scratch", "test") - d.last("base", "test"), ALL_CLASSES),
+    Claim("class_incremental", "Classes in turn: Shrink & Perturb helps", DOHARE,
+          lambda d: d.last("shrink_and_perturb", "test") - d.last("base", "test"), ALL_CLASSES),
+    Claim("class_incremental", "Classes in turn: continual backpropagation helps", DOHARE,
+          lambda d: d.last("continual_backprop", "test") - d.last("base", "test"), ALL_CLASSES),
+    Claim("class_incremental", "Classes in turn: L2 Init helps", KUMAR,
+          lambda d: d.last("l2_init", "test") - d.last("base", "test"), ALL_CLASSES),
+    Claim("class_incremental", "Classes in turn: resets of the head help", LEE,
+          lambda d: d.last("head_reset", "test") - d.last("base", "test"), ALL_CLASSES),
 ]  # fmt: skip
