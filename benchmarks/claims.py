@@ -129,6 +129,8 @@ CLAIMS = [
           lambda d: d.change("crelu", "online") - d.change("base", "online"), ONLINE),
     Claim("permuted_pixels", "ReDo helps trainability", "Sokar et al. 2023",
           lambda d: d.change("redo", "online") - d.change("base", "online"), ONLINE),
+    Claim("permuted_pixels", "With dropout later permutations are learned still worse", DOHARE,
+          lambda d: d.change("base", "online") - d.change("dropout", "online"), "online accuracy, early - late"),
     Claim("permuted_pixels", "Adam loses more than gradient descent", DOHARE,
           lambda d: d.change("sgd", "online") - d.change("base", "online"), ONLINE),
     Claim("permuted_pixels", "Dead units become more with plain Adam", DOHARE,
