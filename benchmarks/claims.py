@@ -218,4 +218,12 @@ CLAIMS = [
     Claim("soft_weight_rescaling", "Soft weight rescaling keeps weights from growing", OH,
           lambda d: d.change("limited", "norm") - d.change("limited_rescaled", "norm"),
           "parameter norm, less growth"),
+    Claim("noisy_chunks", "Ten parts ever cleaner: a warm start ends below a cold one", LEE,
+          lambda d: d.last("cold", "test") - d.last("warm", "test"), TEST),
+    Claim("noisy_chunks", "Ten parts ever cleaner: Hare & Tortoise ends above a warm start", LEE,
+          lambda d: d.last("hare_and_tortoise", "test") - d.last("warm", "test"), TEST),
+    Claim("noisy_chunks", "Ten parts ever cleaner: Hare & Tortoise ends above averaging alone (EMA)", LEE,
+          lambda d: d.last("hare_and_tortoise", "test") - d.last("ema", "test"), TEST),
+    Claim("noisy_chunks", "Ten parts ever cleaner: Shrink & Perturb ends above a warm start", LEE,
+          lambda d: d.last("shrink_and_perturb", "test") - d.last("warm", "test"), TEST),
 ]  # fmt: skip

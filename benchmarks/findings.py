@@ -50,8 +50,8 @@ REMARKS = """
   learner of five units lost anything.
 - Ten classes of digits in turn are little to lose plasticity on: all but Shrink & Perturb end within 0.01 of what is
   trained from scratch. It shrinks to 0.4 nine times, and 500 updates are few to come back from that.
-- Soft weight rescaling holds the weights where they began and costs nothing: on one task it is neither better nor worse
-  than plain Adam, by more than 0.004 of test accuracy.
+- Soft weight rescaling holds the weights where they began and does no harm: on one task test accuracy is that of plain
+  Adam, within 0.004.
 - Hare & Tortoise and the plain average (EMA) did not differ here, whatever was varied: what was tried before the
   settings were chosen is in `benchmarks/results/findings/sweeps.md`.
 """
