@@ -80,8 +80,7 @@ class Part:
         self.fused = False  # the engine's choice: step in place by torch's fused kernel (see `descend`)
         self.half = ""  # the engine's choice: the kind of device on which hidden layers multiply in bfloat16
         self.compiled_gradient = self.gradient  # the engine may put a compiled one here
-        self.net = _drawing(make, spec)
-        has_layers = bool(self.net.chains())
+        has_layers = bool(_drawing(make, spec).chains())
         self.interventions = tuple(i for i in interventions if matches(name, has_layers, i.on))
         for intervention in self.interventions:
             spec = intervention.build(spec, lambda edited: sum(p.numel() for p in _drawing(make, edited).parameters()))
@@ -118,7 +117,8 @@ class Part:
 
     def names(self, where: Iterable[str] = ("all",)) -> list[str]:
         """Parameter names by sections (of a part without layers: all of it), "output", "all" or patterns, in order."""
-        every, chosen = list(self.shapes), set[str]()
+        every = list(self.shapes)
+        chosen: set[str] = set()
         for word in where:
             found = self._select(word, every)
             if not found:
@@ -134,8 +134,8 @@ class Part:
         if word == "all" or (word in SECTIONS and not self.layers):
             return every
         if word in SECTIONS:
-            layers = [la for la in self.layers if (la.output if word == "output" else la.section == word)]
-            prefixes = tuple(layer.name + "." for layer in layers)
+            chosen = [la for la in self.layers if (la.output if word == "output" else la.section == word)]
+            prefixes = tuple(f"{layer.name}." for layer in chosen)
             return [name for name in every if name.startswith(prefixes)]
         return fnmatch.filter(every, word)
 
