@@ -35,7 +35,8 @@ ABLATION = {
 
 def words(argv: list[str]) -> set[str]:
     """What a refusal may name: an argument, its key, its value, or a word in them."""
-    return {word for arg in argv for word in (*arg.partition("="), *re.split(r"\W+", arg)) if word and word != "="}
+    found = {word for arg in argv for word in (*arg.partition("="), *re.split(r"\W+", arg)) if word}
+    return found if "=" in argv else found - {"="}
 
 
 def answered(argv: list[str]) -> Config | None:

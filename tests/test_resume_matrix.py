@@ -29,6 +29,7 @@ AGENTS = {
     "rlpd": [*VECTORS, "replay_ratio=1", "agent.critics=3"],
     **{name: FRAMES for name in ("dqn_nature", "rainbow", "der", "drq_eps", "drq")},
 }
+QUICK = ("dqn", "sac", "iql", "simba", "der")  # the others are made of the same parts
 ENVIRONMENTS = {
     "toy/chain": ["agent=dqn", "net.width=8"],
     "toy/lives": ["agent=dqn", "net=nature", "net.width=8", "net.padding=valid"],
@@ -62,7 +63,9 @@ def check(arguments: list[str], tmp_path: Path, capsys, compile: bool = False, s
     assert digests(tmp_path / "parts", capsys) == digests(tmp_path / "whole", capsys)
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize(
+    "agent", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in AGENTS]
+)
 def test_every_agent(agent, tmp_path, capsys):
     check([f"agent={agent}", *SHORT, *AGENTS[agent], "steps=60"], tmp_path, capsys)
 
