@@ -74,7 +74,8 @@ def _one_line() -> Iterator[None]:
         print(" ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except EnvironmentFailed as error:
-        print(f"{error}; the same command goes on, with on_failure=restart past such errors", file=sys.stderr)
+        advice = ", with on_failure=restart past such errors" if error.restart else ""
+        print(f"{error}; the same command goes on{advice}", file=sys.stderr)
         sys.exit(ENVIRONMENT)
 
 

@@ -148,7 +148,10 @@ def replay(path: Path) -> int:
     engine = Engine(learner, config.seeds, learner.settings.batch_size, compile=False, precision=config.precision)
     states = {name: State(**fields) for name, fields in saved["states"].items()}
     update = int(saved["batch"]["update"])
-    bad = first_bad(learner, states, saved["batch"], _noise(engine, 0, update))
+    try:
+        bad = first_bad(learner, states, saved["batch"], _noise(engine, 0, update))
+    except LookupError as error:
+        raise ValueError(f"replay_fault: {path}: is not whole; {error} is missing") from error
     where = f"seed {saved['seed']}, update {update}"
     print(f"{where}: {bad or 'every number is finite here, in an eager update on a CPU'}")
     return 1 if bad else 0

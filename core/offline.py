@@ -144,7 +144,7 @@ def _read(path: str) -> list[np.ndarray]:
     except (OSError, EOFError, ValueError, TypeError, NotImplementedError, BadZipFile, zlib.error) as error:
         text = str(error)
         raise ValueError(text if text.startswith("offline.data") else f"offline.data: {path} is no npz file") from error
-    shapes = [array.shape[:1] for array in arrays]
-    if len(set(shapes)) != 1 or shapes[0] in ((), (0,)):
-        raise ValueError(f"offline.data: {path} has arrays of lengths {shapes}; expected equal ones")
+    lengths = [len(array) if array.ndim else 0 for array in arrays]
+    if len(set(lengths)) != 1 or not lengths[0]:
+        raise ValueError(f"offline.data: {path} has arrays of lengths {lengths}; expected equal ones")
     return arrays

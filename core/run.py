@@ -94,8 +94,8 @@ def difference(folder: Path, other: str = "") -> int:
     """Name the first number in which two runs differ, or one run before and after it was resumed."""
     from core import trace  # torch, only here
 
-    found = trace.difference(folder, Path(other) if other else None)
-    print(f"first difference: {found}" if found else "no difference")
+    found, compared = trace.difference(folder, Path(other) if other else None)
+    print(f"first difference: {found}" if found else f"no difference in {compared:,} steps, updates and events")
     return 1 if found else 0
 
 

@@ -97,8 +97,11 @@ def _learner(states: States) -> dict[str, Digests]:
     return stages
 
 
-def difference(folder: Path, other: Path | None = None) -> str:
-    """The first difference, in a line; "" if there is none. Raises ValueError where nothing can be compared."""
+def difference(folder: Path, other: Path | None = None) -> tuple[str, int]:
+    """-> (the first difference, in a line, or ""; how many steps, updates and events were compared).
+
+    Raises ValueError where nothing can be compared.
+    """
     mine = list(_read(folder))
     if other is None:
         known: dict[str, Any] = {}
@@ -115,8 +118,8 @@ def difference(folder: Path, other: Path | None = None) -> str:
         )
     for name, one, two in pairs:
         if found := _differing(one, two):
-            return f"{name}: {found}"
-    return ""
+            return f"{name}: {found}", len(pairs)
+    return "", len(pairs)
 
 
 def _differing(one: dict[str, Digests], two: dict[str, Digests]) -> str:
@@ -126,7 +129,9 @@ def _differing(one: dict[str, Digests], two: dict[str, Digests]) -> str:
             if name not in a or name not in b:
                 return f"{stage}: {name} is in one of them alone"
             if a[name] != b[name]:
-                seeds = [str(i) for i, (x, y) in enumerate(zip(a[name], b[name], strict=False)) if x != y]
+                if len(a[name]) != len(b[name]):
+                    return f"{len(a[name])} seeds, and {len(b[name])}"
+                seeds = [str(i) for i, (x, y) in enumerate(zip(a[name], b[name], strict=True)) if x != y]
                 return f"{stage}: {name} (of seed number {', '.join(seeds)})"
     return ""
 
@@ -135,5 +140,6 @@ def _read(folder: Path) -> Iterator[tuple[str, dict[str, Digests]]]:
     path = folder / TRACE
     if not path.exists():
         raise ValueError(f"{folder}: has no {TRACE}; run it with trace=true")
-    for row in files.json_rows(path):
-        yield row.pop("at"), row
+    with files.reading(path):
+        for row in files.json_rows(path):
+            yield row.pop("at"), row

@@ -16,11 +16,12 @@ class EnvironmentFailed(Exception):
     """An environment cannot go on; the message is the line that the user sees.
 
     `undone`: what had been begun of a step of training is undone, so that the run can be saved as it was before.
+    `restart`: with on_failure=restart the run would have gone on.
     """
 
-    def __init__(self, message: str, undone: bool) -> None:
+    def __init__(self, message: str, undone: bool, restart: bool = False) -> None:
         super().__init__(message)
-        self.undone = undone
+        self.undone, self.restart = undone, restart
 
 
 class Watchdog:

@@ -16,6 +16,8 @@ from core.randomness import env_seed
 from core.spec import Env, EnvStep, Episode, Transition
 from core.watchdog import EnvironmentFailed, Watchdog
 
+GREATEST = float(np.finfo(np.float32).max)  # rewards are stored in single precision
+
 
 class Vector:
     """Environments of equal spaces; environment i plays episode k from the seed env_seed(seeds[i], stream, k).
@@ -47,7 +49,7 @@ class Vector:
         self.faults: dict[int, dict[str, np.ndarray]] = {}  # entries of a batch, [1, ...]
         self.failures: list[dict[str, Any]] = []  # member, episode, length, error
         self._remake, self._watchdog = remake, watchdog or Watchdog(0)
-        self._failed = [-1 for _ in self.envs]  # the episode that failed last
+        self._failed: list[int | None] = [None for _ in self.envs]  # the episode that failed last
 
     @property
     def frame(self) -> np.ndarray:
@@ -124,11 +126,12 @@ class Vector:
             try:
                 played.append(self._play(i, action))
             except Exception as error:  # whatever a simulator raises
-                if not self._remake or self._failed[i] == self._episode[i] - 1:
+                failed = self._failed[i]
+                if not self._remake or (failed is not None and failed == self._episode[i] - 1):
                     self.observation, self._score = seen, scores
                     for mine in self._actions[:i]:
                         mine.pop()
-                    raise EnvironmentFailed(self._told(i, error), undone=True) from error
+                    raise EnvironmentFailed(self._told(i, error), undone=True, restart=not self._remake) from error
                 played.append(self._restart(i, error, self._remake))
         return played
 
@@ -182,10 +185,13 @@ class Vector:
     def _finite(self, i: int, shown: dict[str, Any]) -> dict[str, Any]:
         """The same, or what may be put in its place."""
         pixels = self.spec.is_image
-        if all(math.isfinite(v) if name == "reward" else pixels or np.isfinite(v).all() for name, v in shown.items()):
+        if all(abs(v) <= GREATEST if name == "reward" else pixels or np.isfinite(v).all() for name, v in shown.items()):
             return shown
-        self.faults.setdefault(i, {name: np.array(value)[None] for name, value in shown.items()})
-        return {name: np.nan_to_num(value, posinf=0.0, neginf=0.0) for name, value in shown.items()}
+        self._score[i] = math.nan
+        with np.errstate(over="ignore"):
+            kept = {name: np.float32(value) if name == "reward" else value for name, value in shown.items()}
+        self.faults.setdefault(i, {name: np.array(value)[None] for name, value in kept.items()})
+        return {name: np.nan_to_num(value, posinf=0.0, neginf=0.0) for name, value in kept.items()}
 
     def _digest(self, i: int) -> str:
         return hashlib.blake2b(self.observation[i].tobytes()).hexdigest()

@@ -106,6 +106,14 @@ def test_a_run_that_was_restarted_resumes_to_the_same_bits(tmp_path, failing, ca
     assert digests(tmp_path / "halves", capsys) == digests(tmp_path / "whole", capsys)
 
 
+@pytest.mark.parametrize(("call", "stream"), [(7, "train"), (160 + 5, "evaluate/80/0")])
+def test_the_first_episode_may_fail_too(call, stream, tmp_path, failing):
+    failing(call)
+    assert play(tmp_path, "on_failure=restart") == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert (row["episode"], row["restarted"]) == (0, stream)
+
+
 def test_an_environment_that_fails_again_at_once_ends_the_run(tmp_path, failing):
     failing(*range(91, 1_000))
     with pytest.raises(EnvironmentFailed, match="went away"):

@@ -254,6 +254,39 @@ def test_on_a_gpu_the_same_tensor_is_named(tmp_path, monkeypatch):
     assert (row["updates"], row["cause"]) == (UPDATE, name)
 
 
+def test_a_reward_beyond_single_precision_is_not_stored(tmp_path, monkeypatch):
+    def plant(run: AgentSession, monkeypatch) -> None:
+        step = run.envs.envs[1].step
+        monkeypatch.setattr(run.envs.envs[1], "step", lambda action: step(action)._replace(reward=1e300))
+
+    run = played(tmp_path, plant, monkeypatch)
+    assert [row["diverged"] for row in rows(tmp_path) if "diverged" in row] == [1]
+    assert np.isfinite(run.replay.ring.read(1, 0, 50)["reward"]).all()
+
+
+def test_what_an_evaluation_shows_does_not_touch_training(tmp_path, monkeypatch, sound):
+    """Its score is not a number, and a row of the ledger says so."""
+
+    def plant(run: AgentSession, monkeypatch) -> None:
+        make = run._open_envs
+
+        def broken(task):
+            envs = make(task)
+            step = envs[0].step
+            monkeypatch.setattr(envs[0], "step", lambda action: step(action)._replace(reward=NAN))
+            return envs
+
+        monkeypatch.setattr(run, "_open_envs", broken)
+
+    run = played(tmp_path, plant, monkeypatch)
+    assert np.isnan(run.returns[0]) and np.isfinite(run.returns[1])
+    assert [row["not_finite"] for row in rows(tmp_path)] == ["evaluate/60/0"]
+    saved = checkpoint.load(checkpoint.newest(tmp_path))
+    for part, fields in saved["states"].items():
+        for name, value in fields["params"].items():
+            assert torch.equal(value, sound["states"][part]["params"][name])
+
+
 @pytest.mark.parametrize("content", [b"", b"not a fault", None])
 def test_a_foreign_file_is_refused_in_one_line(content, tmp_path, monkeypatch, capsys):
     path = tmp_path / "fault.pt"

@@ -84,7 +84,9 @@ def test_every_intervention(name, tmp_path, capsys):
     check([*agent, *SHORT, *chosen, "steps=60"], tmp_path, capsys)
 
 
-@pytest.mark.parametrize("env", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    "env", [pytest.param(env, marks=pytest.mark.slow) if env == "atari/pong" else env for env in ENVIRONMENTS]
+)
 def test_every_kind_of_environment(env, tmp_path, capsys):
     check([f"env={env}", *SHORT, "steps=60", *ENVIRONMENTS[env]], tmp_path, capsys)
 

@@ -65,7 +65,7 @@ def test_online_accuracy_is_the_mean_of_what_updates_report(tmp_path):
     with TestbedSession(load([*PIXELS, f"run_dir={tmp_path}"])) as run:
         reported = []
         note = run.note
-        run.note = lambda found: (reported.append(found["classifier/accuracy"].clone()), note(found))
+        run.note = lambda batch, found: (reported.append(found["classifier/accuracy"].clone()), note(batch, found))
         testbeds.loop(run.config, run)
     second = torch.stack(reported[40:80]).mean(0)
     (row,) = [row for row in metrics(tmp_path) if "stage/online" in row and row["step"] == 80]

@@ -76,7 +76,7 @@ def recorded(tmp_path_factory) -> SimpleNamespace:
 
     def evaluation(plain=run.evaluate):
         seen.order.append(("evaluation", run.clock.env_steps))
-        plain()
+        return plain()
 
     frame_before, last_step = [None], [None]
     envs.step, replay.add, replay.update_priorities = step, add, update_priorities

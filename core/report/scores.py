@@ -84,6 +84,9 @@ def _of_cell(cell: Cell) -> list[Run]:
     made = []
     for seed in cell.config.seeds:
         curve = {step: float(np.mean(returns)) for step, returns in sorted(found[seed].items())}
+        for step, value in curve.items():
+            if np.isnan(value):  # its world has shown what is not finite
+                diverged.setdefault(seed, float(step))
         status = "diverged" if seed in diverged else "missing" if not curve else "finished" if done else "unfinished"
         steps, returns = np.array(list(curve), dtype=np.int64), np.array(list(curve.values()))
         made.append(Run(cell.arm, cell.task, seed, steps, returns, status, diverged.get(seed, np.inf)))
