@@ -28,7 +28,7 @@ from core import checkpoint, files
 from core.evaluation import Result, mean_scores
 from core.options import show
 from core.provenance import changes, provenance
-from core.records import METRICS, Records, to_json
+from core.records import Records, to_json
 from core.storage import Storage
 from core.tensorboard import Board
 
@@ -89,8 +89,6 @@ class RunFolder:
         """Go back to the newest whole checkpoint, the records with it. -> what it holds; None: start from nothing."""
         last = checkpoint.newest(self.path)
         state = checkpoint.load(last) if last else None
-        if not last and (self.path / METRICS).exists():
-            self.storage.say(f"{self.path} has no checkpoint: the run begins again")
         checkpoint.tidy(self.path, last)
         self.records = self._open.enter_context(closing(Records(self.path, self.storage)))
         self.records.truncate(state["records"] if state else {})
