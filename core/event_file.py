@@ -24,7 +24,8 @@ class EventFile:
     def __init__(self, folder: Path, storage: Storage, purge_step: int | None = None) -> None:
         """purge_step: what earlier files of the folder hold from this step on is hidden."""
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_number)}"
+        begun = f"{time.time():.6f}"  # files are read in the order of their names: of two starts the later one counts
+        name = f"events.out.tfevents.{begun}.{socket.gethostname()}.{os.getpid()}.{next(_number):06}"
         self._file = Appending(folder / name, storage, called=f"tensorboard/{folder.name}")
         self._write(Event(file_version="brain.Event:2"))
         if purge_step is not None:
