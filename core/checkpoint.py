@@ -58,13 +58,12 @@ def save(folder: Path, step: int, state: dict, replay: Replay) -> Path:
         files.make_folder(needed)
     saved = replay.save(folder / REPLAY)
     state = state | {"replay": saved | {"digest": replay.digest()}}
-    content = io.BytesIO()
-    torch.save(loadable(state, "state"), content)
+    content = packed(state, "state")
 
     published = _unused(home, step)
     chunks = [(f"{REPLAY}/{chunk['file']}", chunk["sha256"]) for chunk in saved["files"]]
     with _aside(home) as aside:
-        files.write(aside / STATE, content.getbuffer())
+        files.write(aside / STATE, content)
         manifest = {
             "format": FORMAT,
             "step": step,
@@ -223,7 +222,14 @@ def _unused(home: Path, step: int) -> Path:
     return home / name
 
 
-def loadable(value: Any, name: str) -> Any:
+def packed(tree: dict, name: str) -> memoryview:
+    """What a file of it holds. Raises TypeError, naming the entry, if something could not be loaded again."""
+    content = io.BytesIO()
+    torch.save(_loadable(tree, name), content)
+    return content.getbuffer()
+
+
+def _loadable(value: Any, name: str) -> Any:
     """The same tree, every tensor on the CPU and in storage of its own size.
 
     Bytes are refused too: torch.load(weights_only=True) does not read b"" (seen with 2.13).
@@ -232,9 +238,9 @@ def loadable(value: Any, name: str) -> Any:
         tensor = value.detach().cpu()
         return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
     if type(value) is dict:
-        return {key: loadable(inner, f"{name}[{key!r}]") for key, inner in value.items()}
+        return {key: _loadable(inner, f"{name}[{key!r}]") for key, inner in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(loadable(inner, f"{name}[{i}]") for i, inner in enumerate(value))
+        return type(value)(_loadable(inner, f"{name}[{i}]") for i, inner in enumerate(value))
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(f"{name} is a {type(value).__name__}; a checkpoint holds tensors and plain data only")

@@ -13,7 +13,6 @@ their step already when they are kept.
 from __future__ import annotations
 
 import dataclasses
-import io
 import sys
 from collections import deque
 from pathlib import Path
@@ -110,9 +109,8 @@ def _host_memory(members: int) -> Tensor:
 
 def _dated(batch: Batch, clock: tuple[int, int]) -> Batch:
     device = next(iter(batch.values())).device
-    return batch | {
-        name: torch.tensor(count, device=device) for name, count in zip(("update", "step"), clock, strict=True)
-    }
+    update, step = (torch.tensor(count, device=device) for count in clock)
+    return batch | {"update": update, "step": step}
 
 
 def cause(engine: Engine, fault: Fault) -> Bad | None:
@@ -132,10 +130,8 @@ def keep(path: Path, config: Config, engine: Engine, spec: EnvSpec, fault: Fault
         "batch": fault.batch,
         "states": {name: state._asdict() for name, state in states.items()},
     }
-    content = io.BytesIO()
-    torch.save(checkpoint.loadable(saved, "fault"), content)
     files.make_folder(path.parent)
-    files.write(path, content.getbuffer())
+    files.write(path, checkpoint.packed(saved, "fault"))
     return path
 
 

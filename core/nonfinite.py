@@ -12,17 +12,25 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from core.engine import Learner
 from core.part import Outcome, Part
-from core.state import Batch, States, Tensors, clone
+from core.state import Batch, States, Tensors, clone, leaves
 
 CALLED = {"obs": "observation", "next_obs": "next observation"}  # what a batch's entries are called
+KINDS = {  # what a state's fields are called
+    "optim": "moment {} of",
+    "params": "parameter",
+    "buffers": "buffer",
+    "copies": "slow copy {} of",
+    "memory": "memory of {}:",
+}
 LIBRARY = Path(torch.__file__).parents[1]  # where installed packages are
 
 
@@ -35,12 +43,6 @@ class Bad(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.numbers}{'; ' if self.origin else ''}{self.origin})"
-
-
-class Learner(Protocol):
-    parts: dict[str, Part]
-
-    def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]: ...
 
 
 class _Found(Exception):
@@ -72,17 +74,9 @@ def first_bad(learner: Learner, states: States, batch: Batch, noise: Tensors) ->
 def _carried(states: States, when: str = "") -> Bad | None:
     """Moments come first: a parameter can have it from them; they cannot from one of a learner that was stopped."""
     for part, s in states.items():
-        groups = {
-            **{f"moment {slot} of": tensors for slot, tensors in s.optim.items()},
-            "parameter": s.params,
-            "buffer": s.buffers,
-            **{f"slow copy {role} of": tensors for role, tensors in s.copies.items()},
-            **{f"memory of {name}:": tensors for name, tensors in s.memory.items()},
-        }
-        for kind, tensors in groups.items():
-            for name, tensor in tensors.items():
-                if bad := _judged(f"{part}: {kind} {name}{when}", tensor):
-                    return bad
+        for field, role, name, tensor in leaves(s):
+            if bad := _judged(f"{part}: {KINDS[field].format(role)} {name}{when}", tensor):
+                return bad
     return None
 
 

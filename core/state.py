@@ -6,7 +6,7 @@ stacks the states of n seeds along a leading axis and writes new values into sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,15 @@ States = dict[str, State]  # part name -> State: the whole learner is this tree
 def weights(s: State, role: str = "params") -> Tensors:
     """All a network runs on, as it decides and bootstraps: the trained one ("params") or the slow copy of that role."""
     return s.params | s.buffers if role == "params" else s.copies[role]
+
+
+def leaves(s: State) -> Iterator[tuple[str, str, str, Tensor]]:
+    """Every tensor but the birth weights: (field, role or slot or "", name, tensor), moments before what they move."""
+    plain = {"params": {"": s.params}, "buffers": {"": s.buffers}}
+    for field, trees in ({"optim": s.optim} | plain | {"copies": s.copies, "memory": s.memory}).items():
+        for role, tensors in trees.items():
+            for name, tensor in tensors.items():
+                yield field, role, name, tensor
 
 
 def stack(trees: Sequence[States]) -> States:

@@ -31,6 +31,7 @@ class Storage:
             self.say(f"{what} cannot be written: {error.strerror or error}{where}; training goes on, and tries again")
 
     def works(self, what: str) -> None:
+        """It was written; the end of a failure is said."""
         if what in self._failing:
             self._failing.remove(what)
             self.say(f"{what} is written again")

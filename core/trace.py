@@ -15,7 +15,6 @@ differs, and its stage; without `other` it compares what one run did twice, befo
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,13 +25,15 @@ import torch
 from torch import Tensor
 
 from core import files
+from core.digest import digest
 from core.engine import Engine
 from core.randomness import draw
 from core.spec import EnvStep
-from core.state import Batch, States, Tensors
+from core.state import Batch, States, Tensors, leaves
 from core.storage import Appending, Storage
 
 TRACE = "trace.jsonl"
+STAGES = {"optim": "moment", "params": "parameter", "copies": "copy", "buffers": "buffer", "memory": "memory"}
 Digests = dict[str, list[str]]  # name -> one per seed
 
 
@@ -75,25 +76,15 @@ class Trace:
 
 
 def digests(values: Tensor | np.ndarray) -> list[str]:
-    """One per seed. [n, ...]"""
-    rows = values.cpu().numpy() if isinstance(values, Tensor) else values
-    return [hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=4).hexdigest() for row in rows]
+    """One per seed, eight characters each. [n, ...]"""
+    return [digest(row)[:8] for row in torch.as_tensor(values)]
 
 
 def _learner(states: States) -> dict[str, Digests]:
-    stages: dict[str, Digests] = {name: {} for name in ("moment", "parameter", "copy", "buffer", "memory")}
+    stages: dict[str, Digests] = {stage: {} for stage in STAGES.values()}
     for part, s in states.items():
-        groups = {
-            "moment": s.optim,
-            "parameter": {"": s.params},
-            "copy": s.copies,
-            "buffer": {"": s.buffers},
-            "memory": s.memory,
-        }
-        for stage, trees in groups.items():
-            for kind, tensors in trees.items():
-                for name, value in tensors.items():
-                    stages[stage][f"{part}: {kind} {name}".replace("  ", " ")] = digests(value)
+        for field, role, name, value in leaves(s):
+            stages[STAGES[field]][f"{part}: {role} {name}" if role else f"{part}: {name}"] = digests(value)
     return stages
 
 

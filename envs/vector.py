@@ -119,7 +119,7 @@ class Vector:
                 )
 
     def _play_all(self, actions: np.ndarray) -> list[Transition]:
-        seen, scores = self.observation, list(self._score)
+        seen, scores, lengths = self.observation, list(self._score), [len(mine) for mine in self._actions]
         self.observation = self.observation.copy()
         played: list[Transition] = []
         for i, action in enumerate(actions):
@@ -129,17 +129,16 @@ class Vector:
                 failed = self._failed[i]
                 if not self._remake or (failed is not None and failed == self._episode[i] - 1):
                     self.observation, self._score = seen, scores
-                    for mine in self._actions[:i]:
-                        mine.pop()
+                    for mine, length in zip(self._actions, lengths, strict=True):
+                        del mine[length:]  # of one that was restarted in this step nothing was added
                     raise EnvironmentFailed(self._told(i, error), undone=True, restart=not self._remake) from error
                 played.append(self._restart(i, error, self._remake))
         return played
 
     def _restart(self, i: int, error: Exception, remake: Callable[[], Env]) -> Transition:
         """Another environment in its place. -> the end of the episode, as if it had been cut where it stood"""
-        told = " ".join(str(error).split())
         failure = {"member": i, "episode": self._episode[i], "length": len(self._actions[i])}
-        self.failures.append(failure | {"error": f"{type(error).__name__}: {told}"})
+        self.failures.append(failure | {"error": _line(error)})
         self._failed[i] = self._episode[i]
         with contextlib.suppress(Exception):
             self.envs[i].close()
@@ -147,8 +146,7 @@ class Vector:
         return Transition(self.frame[i].copy(), 0.0, terminated=False, truncated=True)
 
     def _told(self, i: int, error: Exception) -> str:
-        told = " ".join(str(error).split())
-        return f"{self._where(i)}, step {len(self._actions[i])}: {type(error).__name__}: {told}"
+        return f"{self._where(i)}, step {len(self._actions[i])}: {_line(error)}"
 
     def _where(self, i: int) -> str:
         return f"{self.spec.name}, seed {self.seeds[i]}, episode {self._episode[i]} ({self.stream})"
@@ -195,3 +193,7 @@ class Vector:
 
     def _digest(self, i: int) -> str:
         return hashlib.blake2b(self.observation[i].tobytes()).hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -24,6 +24,7 @@ SAC = ["agent=sac", "env=toy/reach", "net.width=16", "agent.batch_size=8", "step
 SAC += ["eval_every=20", "eval_episodes=1", "save_every=20", "log_every=10", "observe_every=10", "rank_every=0"]
 SAC += ["replay.capacity=80"]
 RECORDS = ("metrics.jsonl", "eval.csv", "ledger.jsonl")
+NO_DISK = "a tmpfs cannot be mounted here (only root may); the tests above play a full disk without one"
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -113,13 +114,13 @@ def test_a_disk_that_stays_full_leaves_the_last_checkpoint_and_an_exit_code(tmp_
     assert contents(tmp_path / "run") == contents(undisturbed)
 
 
-@pytest.mark.skipif(shutil.which("mount") is None or os.geteuid() != 0, reason="needs root and mount")
+@pytest.mark.skipif(shutil.which("mount") is None or os.geteuid() != 0, reason=NO_DISK)
 def test_a_real_disk_that_is_full_for_a_while(tmp_path, undisturbed, capsys):
     """Full from the middle of the run; then there is room again and the same command ends in the same records."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
+        pytest.skip(NO_DISK)
     try:
         ballast = disk / "ballast"
 
