@@ -1,6 +1,7 @@
 """How fast: updates beside the bare limit and peers, whole loops with the share of each stage, draws from the replay.
 
-    python -m benchmarks.speed [parts=sac,dqn,impala,pixels,loop,real,replay,layer] [blocks=5] [seconds=0.6] [keep=true]
+    python -m benchmarks.speed [parts=sac,dqn,impala,pixels,loop,real,replay,layer,guards]
+                               [blocks=5] [seconds=0.6] [keep=true]
 
 Everything that is compared is timed in turn in the same process (benchmarks/timing.py); what is compared is the ratio.
 With `keep` the tables are appended to benchmarks/RESULTS.md, with the machine they are from.
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import draws, layer, loops, updates
+from benchmarks import draws, guards, layer, loops, updates
 from core.provenance import provenance
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -28,6 +29,7 @@ PARTS: dict[str, Callable[[int, float], list[list[str]]]] = {
     "real": loops.real_loops,
     "replay": draws.replay,
     "layer": layer.overhead,
+    "guards": guards.guards,
 }
 
 

@@ -80,8 +80,8 @@ def save(folder: Path, step: int, state: dict, replay: Replay) -> Path:
     return published
 
 
-def newest(folder: Path, report: Callable[[str], None] | None = None) -> Path | None:
-    """The newest checkpoint that is whole, or None if there is none at all.
+def newest(folder: Path, report: Callable[[str], None] | None = None, records: bool = True) -> Path | None:
+    """The newest checkpoint that is whole, or None if there is none at all. records: as those must be that it knows.
 
     Each damaged one that it passes over gets a line, on stderr unless `report` takes it.
     Raises ValueError if there are checkpoints and none is whole.
@@ -89,10 +89,12 @@ def newest(folder: Path, report: Callable[[str], None] | None = None) -> Path | 
     report = report or partial(print, file=sys.stderr)
     found = checkpoints(folder)
     for checkpoint in reversed(found):
-        problem = next(problems(checkpoint), None)
+        problem = next(problems(checkpoint, records), None)
         if problem is None:
             return checkpoint
         report(f"checkpoint {checkpoint.name} is damaged and not used: {problem}")
+    if any(next(problems(checkpoint, records=False), None) is None for checkpoint in found):
+        raise ValueError(f"run_dir: only records in {folder} have changed; resume=force goes on with them as they are")
     if found:
         raise ValueError(f"run_dir: no checkpoint in {folder} is whole; restore its files, or choose another folder")
     return None
@@ -119,8 +121,8 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=_order)
 
 
-def problems(checkpoint: Path) -> Iterator[str]:
-    """One line for each file of a checkpoint that is not as it was written."""
+def problems(checkpoint: Path, records: bool = True) -> Iterator[str]:
+    """One line for each file of a checkpoint that is not as it was written. records: those too that it knows of."""
     folder, name = checkpoint.parents[1], f"{CHECKPOINTS}/{checkpoint.name}/{MANIFEST}"
     try:
         manifest = _manifest(checkpoint)
@@ -129,9 +131,8 @@ def problems(checkpoint: Path) -> Iterator[str]:
             return
         if manifest["step"] != step(checkpoint):
             yield f"{name}: of step {manifest['step']}"
-        expected = [
-            (*_entry(entry), whole) for key, whole in (("files", True), ("records", False)) for entry in manifest[key]
-        ]
+        expected = [(*_entry(entry), True) for entry in manifest["files"]]
+        expected += [(*_entry(entry), False) for entry in manifest["records"] if records]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         yield f"{name}: cannot be read ({type(error).__name__}: {error})"
         return

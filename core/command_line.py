@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from hydra import compose, initialize
@@ -28,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core import rooms
-from core.config import BadConfig, Config, check_device, from_plain, resolved
+from core.config import BadConfig, Config, check_device, from_plain, resolved, setting_up
 from core.options import nearest, no_such_setting, plain, settings, show
 from core.rooms import CONFIGS, choices
 from core.run_options import NESTED, Run
@@ -48,12 +49,10 @@ def main(run: Callable[[Config], int | None]) -> None:
             if code := run(_config(tree)):
                 sys.exit(code)
 
-    for argument in sys.argv[1:]:
-        if argument.startswith("replay_fault="):
-            from core import faults  # torch, only here
-
-            faults.main(argument.partition("=")[2])
     with _one_line():
+        for argument in sys.argv[1:]:
+            if argument.startswith("replay_fault="):
+                _replay_fault(argument.partition("=")[2])
         flags, overrides = _split(sys.argv[1:])
         if flags.shell_completion or flags.hydra_help or flags.info or flags.cfg in ("hydra", "all"):
             register()
@@ -63,6 +62,15 @@ def main(run: Callable[[Config], int | None]) -> None:
                 print(OmegaConf.to_yaml(OmegaConf.create(resolved(runs[0]))), end="")
                 return
         hydra_main(config_path=None, config_name="train", version_base="1.3")(job)()
+
+
+def _replay_fault(path: str) -> NoReturn:
+    from core import faults  # torch, only here
+
+    with setting_up():
+        if len(sys.argv) > 2:
+            raise ValueError("replay_fault: stands alone; its file holds the whole configuration")
+        sys.exit(faults.replay(Path(path)))
 
 
 @contextmanager

@@ -13,7 +13,6 @@ their step already when they are kept.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,12 +171,3 @@ def _noise(engine: Engine, index: int, update: int) -> Tensors:
 
 def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def main(path: str) -> None:
-    """`replay_fault=PATH` on the command line."""
-    try:
-        sys.exit(replay(Path(path)))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)

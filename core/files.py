@@ -28,9 +28,10 @@ def write(path: Path, content: bytes | memoryview | str) -> None:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(aside)
         os.replace(aside, path)
-    except OSError:  # on a full disk the half that was written takes room
+    except OSError as error:  # on a full disk the half that was written takes room
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+        error.filename = str(path)  # what a person has named
         raise
     sync(path.parent)
 
@@ -85,7 +86,12 @@ def json_rows(path: Path) -> list[dict[str, Any]]:
 def drop_half_line(path: Path) -> None:
     """A process that was killed while it wrote may have left a line without its end."""
     if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        os.truncate(path, whole_lines(path))
+
+
+def whole_lines(path: Path, size: int | None = None) -> int:
+    """How many bytes of a file, or of its first `size`, are lines with their ends."""
+    return path.read_bytes()[:size].rfind(b"\n") + 1
 
 
 def make_folder(path: Path) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.files import drop_half_line, sync
+from core.files import drop_half_line, sync, whole_lines
 from core.storage import Appending, Storage
 
 if TYPE_CHECKING:
@@ -66,10 +66,14 @@ class Records:
         lengths = {name: file.sync() for name, file in self._files.items()}
         return {name: lengths[name] for name in EXACT}
 
-    def truncate(self, position: Mapping[str, int]) -> None:
-        """Cut each file back to a position; {} is the beginning. Raises ValueError if a file is shorter than that."""
+    def truncate(self, position: Mapping[str, int], damaged: bool = False) -> None:
+        """Cut each file back to a position; {} is the beginning.
+
+        Raises ValueError if a file is shorter than that. Those that are `damaged` keep the whole lines up to there.
+        """
         for name in EXACT:
-            self._files[name].truncate(position.get(name, 0))
+            length = position.get(name, 0)
+            self._files[name].truncate(whole_lines(self._files[name].path, length) if damaged else length)
         self._head()
 
     def close(self) -> None:

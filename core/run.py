@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core import checkpoint, files, run_folder
+from core.config import WITHOUT_EFFECT
 from core.digest import digest as digest_of
 from core.options import nearest
 from core.run_folder import CONFIG
@@ -94,8 +95,13 @@ def difference(folder: Path, other: str = "") -> int:
     """Name the first number in which two runs differ, or one run before and after it was resumed."""
     from core import trace  # torch, only here
 
-    found, compared = trace.difference(folder, Path(other) if other else None)
-    print(f"first difference: {found}" if found else f"no difference in {compared:,} steps, updates and events")
+    found, compared, alone = trace.difference(folder, Path(other) if other else None)
+    if other:
+        mine, theirs = (run_folder.read_config(path) for path in (folder, Path(other)))
+        for line in run_folder.differing(mine, theirs, WITHOUT_EFFECT):
+            print(f"from {folder} to {other}: {line}")
+    more = f"; {alone:,} more in one of them alone" if alone else ""
+    print(f"first difference: {found}" if found else f"no difference in {compared:,} steps, updates and events{more}")
     return 1 if found else 0
 
 

@@ -69,7 +69,7 @@ class RunFolder:
         versions or hardware have left and resume is "exact".
         """
         self.path, self.seeds, self.tasks = Path(path), tuple(seeds), tuple(tasks)
-        self.storage = Storage()
+        self.storage, self._mode = Storage(), resume
         self._spacing = config.get("steps", 0) / POINTS
         self._open = ExitStack()
         with self._open:
@@ -86,12 +86,18 @@ class RunFolder:
             self._open = self._open.pop_all()
 
     def resume(self) -> dict | None:
-        """Go back to the newest whole checkpoint, the records with it. -> what it holds; None: start from nothing."""
-        last = checkpoint.newest(self.path)
+        """Go back to the newest whole checkpoint, the records with it. -> what it holds; None: start from nothing.
+
+        With resume="force" records that have changed stay as they are, and the provenance says so.
+        """
+        last = checkpoint.newest(self.path, records=self._mode != "force")
         state = checkpoint.load(last) if last else None
+        damaged = list(checkpoint.problems(last)) if last and self._mode == "force" else []
+        if damaged:
+            self._keep_damaged(damaged)
         checkpoint.tidy(self.path, last)
         self.records = self._open.enter_context(closing(Records(self.path, self.storage)))
-        self.records.truncate(state["records"] if state else {})
+        self.records.truncate(state["records"] if state else {}, bool(damaged))
         redrawn = checkpoint.step(last) + 1 if last else 0
         board = Board(self.path / "tensorboard", self.seeds, self.tasks, redrawn, self._spacing, self.storage)
         self.board = self._open.enter_context(closing(board))
@@ -201,6 +207,14 @@ class RunFolder:
             start["forced"] = forced
         starts = files.read_json(self.path / PROVENANCE, [], list)
         files.write(self.path / PROVENANCE, json.dumps([*starts, start], indent=1))
+
+    def _keep_damaged(self, records: list[str]) -> None:
+        """Say so, here and in the provenance."""
+        for line in records:
+            self.storage.say(f"{line}; it stays as it is")
+        *before, start = files.read_json(self.path / PROVENANCE, kind=list)
+        start["forced"] = [*start.get("forced", []), *records]
+        files.write(self.path / PROVENANCE, json.dumps([*before, start], indent=1))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -114,7 +114,12 @@ class Session:
     @property
     def going(self) -> bool:
         """There are steps to take, updates to make for those that were taken, or an evaluation to finish."""
-        return self.clock.running or self.clock.updates_due() > 0 or self.evaluating
+        return not self.lost and (self.clock.running or self.clock.updates_due() > 0 or self.evaluating)
+
+    @property
+    def lost(self) -> bool:
+        """Every seed has diverged."""
+        return len(self.averages.diverged) == len(self.config.seeds)
 
     @property
     def exit_code(self) -> int:
@@ -127,12 +132,15 @@ class Session:
         if not self.save():
             self.stop.exit_code = UNSAVED
             self.progress.say(f"step {self.clock.env_steps} is not saved; the same command goes on from the last one")
-        elif self.going:
+        elif self.going or self.stop.exit_code == DIVERGED:
             self.progress.say(f"{self.stop.requested}: saved at step {self.clock.env_steps}; {self.stop.advice}")
         else:
             summary = {"step": self.clock.env_steps, "updates": self.clock.updates, "returns": self.returns}
             self.folder.finish(summary | {"diverged": self.averages.diverged})
-            self.progress.table(self.returns)
+            if self.lost:
+                self.progress.say(f"no seed is left: the run ends at step {self.clock.env_steps}")
+            if self.returns:
+                self.progress.table(self.returns)
 
     # what the loop asks for
 
@@ -176,7 +184,8 @@ class Session:
 
     def _stop_where_diverged(self) -> None:
         if self.averages.diverged and self.config.on_divergence == "stop":
-            self.stop.ask("on_divergence=stop", DIVERGED, "on_divergence=freeze goes on with the other seeds")
+            left = "no seed is left" if self.lost else "on_divergence=freeze goes on with the other seeds"
+            self.stop.ask("on_divergence=stop", DIVERGED, left)
 
     def observe(self) -> None:
         """Run the diagnostics that are due."""

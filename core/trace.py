@@ -28,6 +28,7 @@ from core import files
 from core.digest import digest
 from core.engine import Engine
 from core.randomness import draw
+from core.run_folder import read_config
 from core.spec import EnvStep
 from core.state import Batch, States, Tensors, leaves
 from core.storage import Appending, Storage
@@ -88,12 +89,13 @@ def _learner(states: States) -> dict[str, Digests]:
     return stages
 
 
-def difference(folder: Path, other: Path | None = None) -> tuple[str, int]:
-    """-> (the first difference, in a line, or ""; how many steps, updates and events were compared).
+def difference(folder: Path, other: Path | None = None) -> tuple[str, int, int]:
+    """-> (the first difference, in a line, or ""; how many steps, updates and events were compared; how many are in one
+    of two runs alone).
 
     Raises ValueError where nothing can be compared.
     """
-    mine = list(_read(folder))
+    mine, alone = list(_read(folder)), 0
     if other is None:
         known: dict[str, Any] = {}
         pairs = []
@@ -103,17 +105,19 @@ def difference(folder: Path, other: Path | None = None) -> tuple[str, int]:
     else:
         theirs = dict(_read(other))  # of what was done twice, what counted in the end
         pairs = [(name, row, theirs[name]) for name, row in dict(mine).items() if name in theirs]
+        alone = len(dict(mine).keys() ^ theirs.keys())
     if not pairs:
         raise ValueError(
             f"{folder}: {'nothing was done twice' if other is None else f'no step in common with {other}'}"
         )
+    seeds = read_config(folder)["seeds"]
     for name, one, two in pairs:
-        if found := _differing(one, two):
-            return f"{name}: {found}", len(pairs)
-    return "", len(pairs)
+        if found := _differing(one, two, seeds):
+            return f"{name}: {found}", len(pairs), alone
+    return "", len(pairs), alone
 
 
-def _differing(one: dict[str, Digests], two: dict[str, Digests]) -> str:
+def _differing(one: dict[str, Digests], two: dict[str, Digests], seeds: list[int]) -> str:
     for stage in one:
         a, b = one[stage], two.get(stage, {})
         for name in [*a, *(name for name in b if name not in a)]:
@@ -122,8 +126,8 @@ def _differing(one: dict[str, Digests], two: dict[str, Digests]) -> str:
             if a[name] != b[name]:
                 if len(a[name]) != len(b[name]):
                     return f"{len(a[name])} seeds, and {len(b[name])}"
-                seeds = [str(i) for i, (x, y) in enumerate(zip(a[name], b[name], strict=True)) if x != y]
-                return f"{stage}: {name} (of seed number {', '.join(seeds)})"
+                differ = [str(s) for s, x, y in zip(seeds, a[name], b[name], strict=True) if x != y]
+                return f"{stage}: {name} (of seed {', '.join(differ)})"
     return ""
 
 

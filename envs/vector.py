@@ -17,6 +17,7 @@ from core.spec import Env, EnvStep, Episode, Transition
 from core.watchdog import EnvironmentFailed, Watchdog
 
 GREATEST = float(np.finfo(np.float32).max)  # rewards are stored in single precision
+FAILURES = (Exception, SystemExit)  # whatever a simulator raises; some leave the process themselves
 
 
 class Vector:
@@ -85,7 +86,7 @@ class Vector:
             env.close()
 
     def state_dict(self) -> dict:
-        """Where every environment is: its episode, the actions so far, and a digest of what it sees."""
+        """Where every environment is: its episode, the actions so far, a digest of what it sees, its last failure."""
         shape = (-1, *self.spec.action_shape)
         return {
             "envs": [
@@ -93,6 +94,7 @@ class Vector:
                     "episode": self._episode[i],
                     "actions": torch.from_numpy(np.array(actions, self.spec.action_dtype).reshape(shape)),
                     "digest": self._digest(i),
+                    "failed": self._failed[i],
                 }
                 for i, actions in enumerate(self._actions)
             ]
@@ -106,10 +108,11 @@ class Vector:
         self.observation = self.observation.copy()
         for i, env in enumerate(saved["envs"]):
             self._begin(i, env["episode"])
+            self._failed[i] = env["failed"]
             try:
                 for action in env["actions"].numpy():
                     self._play(i, action)
-            except Exception as error:  # whatever a simulator raises
+            except FAILURES as error:
                 raise EnvironmentFailed(f"played again, {self._told(i, error)}", undone=False) from error
             if self._digest(i) != env["digest"]:
                 name = self.spec.name
@@ -125,7 +128,7 @@ class Vector:
         for i, action in enumerate(actions):
             try:
                 played.append(self._play(i, action))
-            except Exception as error:  # whatever a simulator raises
+            except FAILURES as error:
                 failed = self._failed[i]
                 if not self._remake or (failed is not None and failed == self._episode[i] - 1):
                     self.observation, self._score = seen, scores
@@ -135,7 +138,7 @@ class Vector:
                 played.append(self._restart(i, error, self._remake))
         return played
 
-    def _restart(self, i: int, error: Exception, remake: Callable[[], Env]) -> Transition:
+    def _restart(self, i: int, error: BaseException, remake: Callable[[], Env]) -> Transition:
         """Another environment in its place. -> the end of the episode, as if it had been cut where it stood"""
         failure = {"member": i, "episode": self._episode[i], "length": len(self._actions[i])}
         self.failures.append(failure | {"error": _line(error)})
@@ -145,7 +148,7 @@ class Vector:
         self.envs[i] = remake()
         return Transition(self.frame[i].copy(), 0.0, terminated=False, truncated=True)
 
-    def _told(self, i: int, error: Exception) -> str:
+    def _told(self, i: int, error: BaseException) -> str:
         return f"{self._where(i)}, step {len(self._actions[i])}: {_line(error)}"
 
     def _where(self, i: int) -> str:
@@ -157,7 +160,7 @@ class Vector:
             self._watchdog.waiting_for = partial(self._where, i)
             with self._watchdog:
                 obs = self.envs[i].reset(env_seed(self.seeds[i], self.stream, episode))
-        except Exception as error:  # whatever a simulator raises
+        except FAILURES as error:
             raise EnvironmentFailed(self._told(i, error), undone=False) from error
         self._see(i, self._finite(i, {"obs": obs})["obs"], alone=True)
 
@@ -195,5 +198,5 @@ class Vector:
         return hashlib.blake2b(self.observation[i].tobytes()).hexdigest()
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

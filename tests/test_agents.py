@@ -532,7 +532,7 @@ def test_a_gradient_that_is_too_long_is_scaled_to_the_limit():
     assert [float(g) for g in shortened(grads, norm, 6.0).values()] == [3.0, 4.0]
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_clipping_is_torchs(compile):
     """Against torch.optim.Adam and torch's clip_grad_norm_, where every gradient is too long."""
     agent = dqn(spec=VECTOR, clip_norm=0.01)
@@ -552,7 +552,7 @@ def test_clipping_is_torchs(compile):
         torch.testing.assert_close(value, net[name].detach(), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rest", [False, True])
 @pytest.mark.parametrize("make", [sac, lambda: dqn(spec=VECTOR, target="ema")], ids=["sac", "dqn"])
 def test_the_target_of_a_member_that_is_not_trained_stays(make, rest, compile):

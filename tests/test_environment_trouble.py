@@ -39,12 +39,12 @@ def failing(monkeypatch):
     """Environments fail in the given calls of `step`, counted over all of them."""
     step = Reach.step
 
-    def plant(*calls: int) -> None:
+    def plant(*calls: int, error: type[BaseException] = RuntimeError) -> None:
         count = iter(range(1, 100_000))
 
         def broken(self, action):
             if next(count) in calls:
-                raise RuntimeError("the simulator\nwent away")
+                raise error("the simulator\nwent away")
             return step(self, action)
 
         monkeypatch.setattr(Reach, "step", broken)
@@ -65,6 +65,13 @@ def test_an_error_ends_the_run_in_one_line_and_it_goes_on_as_if_nothing_had_been
     failing()
     assert play(tmp_path / "broken") == 0
     assert digests(tmp_path / "broken", capsys) == digests(tmp_path / "sound", capsys)
+
+
+def test_a_simulator_that_leaves_the_process_has_failed_like_any_other(tmp_path, failing):
+    failing(91, error=SystemExit)
+    with pytest.raises(EnvironmentFailed, match="SystemExit: the simulator went away"):
+        play(tmp_path)
+    assert checkpoint.step(checkpoint.newest(tmp_path)) == 45
 
 
 def test_the_command_line_says_it_and_has_its_own_exit_code(tmp_path):
@@ -102,7 +109,11 @@ def test_a_run_that_was_restarted_resumes_to_the_same_bits(tmp_path, failing, ca
     with run:
         train.loop(run.config, run)
     failing()
-    play(tmp_path / "halves", "on_failure=restart")
+    resumed = AgentSession(load([*SAC, "on_failure=restart", f"run_dir={tmp_path / 'halves'}"]))
+    failed = [env["failed"] for env in resumed.envs.state_dict()["envs"]]
+    assert failed == [env["failed"] for env in run.envs.state_dict()["envs"]] and failed != [None, None]
+    with resumed:
+        train.loop(resumed.config, resumed)
     assert digests(tmp_path / "halves", capsys) == digests(tmp_path / "whole", capsys)
 
 

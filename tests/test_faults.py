@@ -287,6 +287,14 @@ def test_what_an_evaluation_shows_does_not_touch_training(tmp_path, monkeypatch,
             assert torch.equal(value, sound["states"][part]["params"][name])
 
 
+def test_what_is_shown_again_takes_no_other_settings(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "replay_fault=fault.pt", "device=cuda"])
+    with pytest.raises(SystemExit) as end:
+        train.main(train.train)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "replay_fault: stands alone; its file holds the whole configuration\n"
+
+
 @pytest.mark.parametrize("content", [b"", b"not a fault", None])
 def test_a_foreign_file_is_refused_in_one_line(content, tmp_path, monkeypatch, capsys):
     path = tmp_path / "fault.pt"

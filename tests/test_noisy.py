@@ -115,6 +115,7 @@ def test_sigmas_learn_and_each_seed_is_what_it_is_alone():
     assert equal(together._members[1]["q"].params, after)
 
 
+@pytest.mark.slow
 def test_compiled_and_eager_agree():
     eager, fast = (engine(dqn(noisy=0.5, spec=VECTOR), (0,), compile=c) for c in (False, True))
     run(eager, 3)

@@ -55,9 +55,9 @@ class Killed(BaseException):
     pass
 
 
-def train(path, config=CONFIG, killed_at: int | None = None) -> bool:
+def train(path, config=CONFIG, killed_at: int | None = None, resume="strict") -> bool:
     """A run whose weights depend on all that it went through. -> whether it did anything"""
-    with enter(path, config) as folder:
+    with enter(path, config, resume) as folder:
         if folder.finished is not None:
             return False
         weights, replay, step = torch.ones(2, 3), FakeReplay(capacity=30), 0
@@ -235,6 +235,27 @@ def test_force_does_not_go_back_behind_what_is_done(tmp_path):
     with pytest.raises(ValueError, match="steps: 10 given; .* is at step 40 already"):
         enter(tmp_path, changed(steps=10), resume="force")
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("left", [slice(1), slice(None, -1), slice(0)], ids=str)
+def test_records_that_somebody_has_changed_cost_no_checkpoint_where_force_says_so(whole, tmp_path, capsys, left):
+    """Of one record its first byte, all but its last or nothing is left; the run goes on and ends whole."""
+    with pytest.raises(Killed):
+        train(tmp_path, killed_at=25)
+    record = tmp_path / "metrics.jsonl"
+    record.write_bytes(record.read_bytes()[: (record.read_bytes().index(b"\n") + 1) * 5][left])
+    with pytest.raises(ValueError, match="only records in .* have changed; resume=force goes on with them as they are"):
+        train(tmp_path)
+    capsys.readouterr()
+    assert train(tmp_path, resume="force")
+    assert "metrics.jsonl: " in (said := capsys.readouterr().err) and said.endswith("; it stays as it is\n")
+    (forced,) = json.loads((tmp_path / "provenance.json").read_text())[-1]["forced"]
+    assert forced.startswith("metrics.jsonl: ")
+    for name in ("eval.csv", "ledger.jsonl"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    rows = [json.loads(line)["step"] for line in record.read_text().splitlines()]
+    assert rows[-20:] == list(range(21, 41)) and len(rows) < 26
+    assert run.main(["verify", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize(("name", "content"), [("done.json", ""), ("provenance.json", "[")])

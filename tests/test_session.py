@@ -230,12 +230,21 @@ def test_a_diverging_seed_is_frozen_and_its_neighbour_does_not_notice(tmp_path, 
             assert torch.equal(value[1], sound["states"][part]["params"][name][1])
 
 
-def test_what_happened_after_the_last_log_is_logged_at_the_end(tmp_path, capsys):
-    play(tmp_path, RUNS["sac"], "log_every=1_000", "agent.learning_rate=1e30")
-    shown = capsys.readouterr()
-    assert "seed 0 diverged" in shown.err and shown.out.count("diverged: its weights were frozen") == 2
+def test_what_happened_after_the_last_log_is_logged_at_the_end(tmp_path):
+    play(tmp_path, RUNS["sac"], "log_every=1_000")
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert rows[-1]["step"] == 90 and "critic/loss" in rows[-1]
+
+
+def test_a_run_whose_seeds_have_all_diverged_is_over(tmp_path, capsys):
+    play(tmp_path, RUNS["sac"], "log_every=1_000", "agent.learning_rate=1e30")
+    done, shown = json.loads((tmp_path / "done.json").read_text()), capsys.readouterr()
+    assert done["diverged"] == [0, 1] and done["step"] < 90
+    assert "seed 1 diverged" in shown.err and f"no seed is left: the run ends at step {done['step']}" in shown.err
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert rows[-1]["step"] == done["step"] and "critic/loss" in rows[-1]
+    play(tmp_path, RUNS["sac"], "log_every=1_000", "agent.learning_rate=1e30")
+    assert "is finished" in capsys.readouterr().err
 
 
 def test_a_finished_run_keeps_an_earlier_checkpoint_to_fall_back_to(tmp_path):

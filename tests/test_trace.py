@@ -109,13 +109,13 @@ def of_event(run: AgentSession) -> None:
 
 
 PLANTED = {
-    of_env: "step 25: env: reward (of seed number 0, 1)",
-    of_index: "update 7: index: index (of seed number 0, 1)",
-    of_batch: "update 7: batch: next_obs (of seed number 1)",
-    of_moment: "update 7: moment: actor: m trunk.layers.0.bias (of seed number 0)",
-    of_parameter: "update 7: parameter: critic: q.0.trunk.layers.0.bias (of seed number 1)",
+    of_env: "step 25: env: reward (of seed 3, 4)",
+    of_index: "update 7: index: index (of seed 3, 4)",
+    of_batch: "update 7: batch: next_obs (of seed 4)",
+    of_moment: "update 7: moment: actor: m trunk.layers.0.bias (of seed 3)",
+    of_parameter: "update 7: parameter: critic: q.0.trunk.layers.0.bias (of seed 4)",
     of_event: "after update 10, shrink_and_perturb on critic of seed 3: event: parameter, critic: "
-    "q.0.trunk.layers.0.bias (of seed number 0)",
+    "q.0.trunk.layers.0.bias (of seed 3)",
 }
 
 
@@ -131,8 +131,16 @@ def test_a_different_seed_differs_from_the_first_step_and_equal_runs_nowhere(tmp
     play(tmp_path / "other", lambda run: None, "seeds=[3,5]")
     assert told(capsys, str(sound), f"other={tmp_path / 'other'}") == (
         1,
-        "first difference: step 1: env: action (of seed number 1)",
+        f"from {sound} to {tmp_path / 'other'}: seeds was [3,4], now [3,5]\n"
+        "first difference: step 1: env: action (of seed 4)",
     )
+
+
+def test_what_one_of_two_runs_has_alone_is_counted(tmp_path, sound, capsys):
+    play(tmp_path, lambda run: None, "steps=42")
+    shown = f"from {sound} to {tmp_path}: steps was 40, now 42"
+    counted = "no difference in 64 steps, updates and events; 4 more in one of them alone"
+    assert told(capsys, str(sound), f"other={tmp_path}") == (0, f"{shown}\n{counted}")
 
 
 def test_a_run_is_compared_with_its_resumed_self(tmp_path, capsys):
