@@ -14,7 +14,7 @@ Section = Literal["encoder", "trunk", "head"]
 SECTIONS = ("encoder", "trunk", "head", "output")  # words that select layers
 Kind = Literal["linear", "conv", "norm"]
 Init = Literal["orthogonal", "orthogonal_1", "xavier", "he", "torch"]
-Norm = Literal["none", "layer", "batch"]
+Norm = Literal["none", "layer", "group", "batch"]
 Activation = Literal["relu", "gelu", "crelu", "aid"]
 PRE = ".pre"  # a layer's pre-activations are features too, under its key with this behind it
 

@@ -110,7 +110,7 @@ class VGG16(Frames):
 
 @dataclass(frozen=True)
 class ResNet18(Frames):
-    """ResNet-18 with the stem for small images; batch normalisation as published, or net.norm=layer | none."""
+    """ResNet-18 with the stem for small images; batch normalisation as published, or net.norm=layer | group | none."""
 
     depth: int = option(0, low=0, help="hidden layers after the mean over pixels")
     init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")

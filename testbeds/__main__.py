@@ -29,7 +29,7 @@ def loop(config: Config, run) -> None:
     """The training loop: one update per step, stage after stage."""
     clock = run.clock
 
-    while clock.running and not run.stop.requested:
+    while run.going and not run.stop.requested:
         if run.stage_is_over:  # the world changes
             run.enter_stage()
 

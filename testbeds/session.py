@@ -114,11 +114,19 @@ class TestbedSession(Session):
         self._epoch += score
 
     def rest(self) -> None:
-        """At the end of an epoch, seeds that are right often enough rest until the next stage; where all rest, time
-        moves on to its end."""
-        if not self.stream.until:
-            return
-        size, done = self.config.agent.batch_size, self.clock.updates - self.task.start
+        """Seeds that are done with a stage rest until the next one; where all rest, time moves on to its end."""
+        done, length = self.clock.updates - self.task.start, self.stream.length(self.task.index)
+        if self.stream.until:
+            self._rest_who_is_right(done)
+        if done == length < self.stream.stage:
+            self._taken = [mine or done for mine in self._taken]
+        if all(self._taken):
+            left = min(self.stream.stage - done, self.clock.steps - self.clock.env_steps)
+            self.clock.pass_by(left)
+
+    def _rest_who_is_right(self, done: int) -> None:
+        """At the end of an epoch: seeds that were right often enough in it."""
+        size = self.config.agent.batch_size
         batches = [examples.per_epoch(size) for examples in self._examples]
         ending = [i for i, count in enumerate(batches) if done % count == 0]
         if not ending:
@@ -129,9 +137,6 @@ class TestbedSession(Session):
                 self._taken[i] = done
                 self.engine.awake[i] = False
             self._epoch[i] = 0
-        if all(self._taken):
-            left = min(self.stream.stage - done, self.clock.steps - self.clock.env_steps)
-            self.clock.pass_by(left)
 
     def evaluate(self) -> None:
         """Measure every seed on its data. The score goes to eval.csv, an episode being a stage."""

@@ -120,6 +120,25 @@ def test_a_seed_that_is_right_rests_and_time_moves_on_when_all_do(tmp_path):
     assert observed == [400, 800]  # although nobody learned up to there
 
 
+def test_a_first_stage_may_be_shorter_and_the_second_is_what_it_would_be_without_the_pause(tmp_path):
+    """Ten updates of half of the data, then a stage of 40: as if a stage had ten updates, up to where that ends."""
+    found = {}
+    for name, extra in {"shorter": ["steps=80", "env.first=0.25"], "alone": ["steps=20", "env.stage=10"]}.items():
+        with TestbedSession(load(["env=testbed/warm_start", *SMALL, *extra, f"run_dir={tmp_path / name}"])) as run:
+            enter, seen = run.enter_stage, []
+
+            def entered(run=run, enter=enter, seen=seen):
+                seen.append({k: v.clone() for k, v in run.engine.states["classifier"].params.items()})
+                enter()
+
+            run.enter_stage = entered
+            testbeds.loop(run.config, run)
+        (found[name],) = seen
+    assert all(torch.equal(found["shorter"][k], v) for k, v in found["alone"].items())
+    assert [int(row["length"]) for row in rows(tmp_path / "shorter")] == [10, 40]
+    assert [int(row["step"]) for row in rows(tmp_path / "shorter")] == [40, 80]
+
+
 def test_a_cold_start_is_a_reset_at_the_change(tmp_path):
     reset = ["interventions=[reset]", "interventions.reset.where=[all]", "interventions.reset.when.unit=tasks"]
     reset += ["interventions.reset.when.every=1", "interventions.reset.when.skip_last=false"]

@@ -37,6 +37,10 @@ class Stream:
         """Stage `index` for this seed."""
         raise NotImplementedError
 
+    def length(self, index: int) -> int:
+        """Updates of stage `index`, at most `stage`: then all seeds rest until its end."""
+        return self.stage
+
 
 @dataclass(frozen=True)
 class OfImages(Stream):
