@@ -209,7 +209,7 @@ def _parsed(argv: Sequence[str]) -> list[Override]:
     for arg in argv:
         if not arg.startswith("~") and not re.match(r"[^=]+=", arg):
             hint = "; write lists without spaces" if "]" in arg else ""
-            raise BadConfig(f"{arg}: no value given; expected OPTION=VALUE, {EXAMPLE}{hint}")
+            raise BadConfig(f"{arg or 'an empty word'}: no value given; expected OPTION=VALUE, {EXAMPLE}{hint}")
         if digits := re.search(r"\d{400,}", arg):  # beyond what Python turns into a number
             raise BadConfig(f"{arg[: digits.start()][:80]}: a number of {len(digits[0])} digits given")
         if arg.startswith("env=gym/") and not arg.partition("gym/")[2]:

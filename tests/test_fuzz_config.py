@@ -36,6 +36,7 @@ ABLATION = {
 def words(argv: list[str]) -> set[str]:
     """What a refusal may name: an argument, its key, its value, or a word in them."""
     found = {word for arg in argv for word in (*arg.partition("="), *re.split(r"\W+", arg)) if word}
+    found |= {"an empty word"} if "" in argv else set()
     return found if "=" in argv else found - {"="}
 
 
@@ -73,6 +74,7 @@ REFUSED = [  # what no default of ours and no search is likely to meet
     "steps=1e308 replay_ratio=1e308",
     "agent.learning_rate=\x1b[31m",
     "device=cpu\u202e",
+    "agent=dqn ",
 ]
 
 
