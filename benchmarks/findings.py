@@ -44,6 +44,11 @@ REMARKS = """
 - Layer normalisation learns every permutation better than plain Adam does, early and late; it starts from a higher
   level and loses more of it.
 - L2 at 0.01 holds the weights small and costs accuracy from the first stage on; Kumar et al. searched for its weight.
+- On random labels plain Adam ends with a tangent kernel of rank 1: every input can only be moved with all others. The
+  function has become flat, and its curvature falls with it; with normalisation curvature is high, and grows while all
+  is still learned. Curvature alone does not tell who can learn.
+- Half of the digits are known by heart after 100 updates. Test accuracy at the end falls from 0.946, where the first
+  stage had 50, to 0.940, where it had 1,000 or more; ten seeds do not tell that from chance.
 - DASH and Shrink & Perturb shrink every layer. Behind a normalisation that changes nothing but the step size; without
   one a few layers leave almost nothing, and the way back is long.
 - The slowly changing regression is 60 stages of 1,000 examples here, published are 100 of 10,000: in so short a time no
