@@ -167,7 +167,7 @@ class Session:
         """Write down which members have been frozen since the last time, and why; stop if that is configured."""
         for fault in self.watch.take():
             self._tell(fault)
-            self._stop_where_diverged()
+        self._stop_where_diverged()
 
     def _tell(self, fault: Fault) -> None:
         seed, update = self.config.seeds[fault.member], int(fault.batch["update"])

@@ -189,6 +189,15 @@ def test_a_run_may_stop_where_a_seed_diverges(tmp_path, monkeypatch, capsys):
     assert train.train(load(again)) == 0  # nothing that training depends on has changed
 
 
+def test_where_all_seeds_diverge_stopping_leaves_the_run_open_and_freezing_ends_it(tmp_path, monkeypatch, capsys):
+    plant, _, _ = PLANTED["target"]
+    assert played(tmp_path, plant, monkeypatch, "on_divergence=stop").exit_code == DIVERGED
+    assert "on_divergence=stop: saved at step 33; no seed is left" in capsys.readouterr().err
+    assert not (tmp_path / "done.json").exists()
+    assert train.train(load([*SAC, f"run_dir={tmp_path}"])) == 0
+    assert json.loads((tmp_path / "done.json").read_text())["diverged"] == [0, 1]
+
+
 @pytest.mark.parametrize("what", ["reward", "next_obs"])
 def test_a_world_that_shows_what_is_not_finite_stops_its_seed_at_once(what, tmp_path, monkeypatch, sound):
     def plant(run: AgentSession, monkeypatch) -> None:
