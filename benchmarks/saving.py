@@ -1,8 +1,8 @@
 """What a checkpoint costs while a replay grows to 100,000 frames: seconds, and bytes that are written anew.
 
-    python -m benchmarks.saving [env=atari/breakout] [every=40_000]
+    python -m benchmarks.saving [env=atari/breakout] [every=10_000]
 
-A DQN of the published size plays 100,000 steps by chance, with a few updates at the end, and saves every so many env
+A DQN of the published size plays 100,000 steps by chance, with a few updates at the end, and saves every so many
 steps, into a temporary folder. Chunks of replay that an earlier checkpoint has written are not written again.
 """
 
@@ -18,7 +18,7 @@ from benchmarks.speed import machine, markdown
 from core.agent_session import AgentSession
 from core.config import load
 
-RUN = ["agent=dqn", "steps=400_000", "warmup=99_990", "compile=false", "replay.capacity=100_000", "eval_every=0"]
+RUN = ["agent=dqn", "steps=100_000", "warmup=99_990", "compile=false", "replay.capacity=100_000", "eval_every=0"]
 RUN += ["final_episodes=1", "observe_every=0", "rank_every=0", "log_every=1_000_000"]
 
 
@@ -51,7 +51,7 @@ def saving(env: str, every: str, folder: Path) -> list[list[str]]:
 
 
 def main(argv: list[str]) -> int:
-    given = {"env": "atari/breakout", "every": "40_000"} | dict(argument.split("=", 1) for argument in argv)
+    given = {"env": "atari/breakout", "every": "10_000"} | dict(argument.split("=", 1) for argument in argv)
     with tempfile.TemporaryDirectory() as folder:
         rows = saving(given["env"], given["every"], Path(folder) / "run")
     print(f"{machine()}\n\n{markdown(rows)}")
