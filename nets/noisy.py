@@ -3,7 +3,8 @@
     w = mu + sigma * f(e_out) f(e_in)^T,   b = mu_b + sigma_b * f(e_out),   f(x) = sign(x) sqrt |x|,   e ~ N(0, 1)
 
 Factorised, one draw per pass (section 3.2). mu ~ U(-1/sqrt n_in, 1/sqrt n_in), which is torch's own initialiser; sigma
-begins at sigma_0 / sqrt n_in, where BBF, SPR and PLASTIC take sigma_0 = 0.5, Dopamine and DQN Zoo 0.1 (verified).
+begins at sigma_0 / sqrt n_in, where BBF, SPR and PLASTIC take sigma_0 = 0.5, Dopamine and DQN Zoo 0.1 (verified;
+PLASTIC's sigma_b at sigma_0 / sqrt n_out).
 Without noise at hand a layer is the plain one of its means: so the networks of a run are evaluated.
 """
 
