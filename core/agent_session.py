@@ -18,7 +18,7 @@ from core.replay import Replay
 from core.session import Session
 from core.spec import Env, EnvSpec, EnvStep
 from core.state import Batch
-from core.watchdog import Watchdog
+from core.watchdog import FAILURES, EnvironmentFailed, Watchdog
 
 
 class AgentSession(Session):
@@ -105,12 +105,14 @@ class AgentSession(Session):
 
     def enter_task(self) -> None:
         """The world changes: other environments, an empty replay unless configured otherwise; the learner stays."""
+        task = self.stream.at(self.clock.env_steps)
+        envs = self._opened(task.name)  # first of all: if that fails, nothing has changed yet
         self.clock.enter_task()
         self.intervene("tasks")  # with the old task's data: the new one has none yet
         self.replay.truncate(self.envs.frame)
         if self.config.stream.replay == "clear":
             self.replay.clear()
-        self._switch_to(self.stream.at(self.clock.env_steps))
+        self._switch_to(task, envs)
         self.envs.reset()
 
     def note_step(self, action: np.ndarray, step: EnvStep) -> None:
@@ -151,9 +153,9 @@ class AgentSession(Session):
         final = not self.clock.running and config.final_episodes
         episodes = final or config.eval_episodes
         stream = f"evaluate/{self.clock.env_steps}"
+        self.evaluating, stop = True, self.stop
         vectors = [self._vector(envs, f"{stream}/{lane}") for lane, envs in enumerate(self._lanes(episodes))]
         greedy, role = self.agent.explore_eval, self.evaluated
-        self.evaluating, stop = True, self.stop
         results = evaluate(self.engine, vectors, episodes, explore=greedy, role=role, stream=stream, stop=stop)
         if not results:
             return False
@@ -175,17 +177,18 @@ class AgentSession(Session):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)
         if self.clock.tasks:
-            self._switch_to(self.stream.at(saved["task_step"]))
+            task = self.stream.at(saved["task_step"])
+            self._switch_to(task, self._open_envs(task.name))
         self.evaluating = saved["evaluating"]
         self.envs.load_state_dict(saved["envs"])
         self.replay.load(self.folder.path / "replay", saved["replay"])
 
     # environments
 
-    def _switch_to(self, task: Any) -> None:
+    def _switch_to(self, task: Any, envs: list[Env]) -> None:
         self.envs.close()
         self.task = task
-        self.envs = self._vector(self._open_envs(task.name), f"train/{task.index}")
+        self.envs = self._vector(envs, f"train/{task.index}")
 
     def _open_envs(self, task: str) -> list[Env]:
         """One environment per seed. Raises ValueError, one line, if it does not open on this machine."""
@@ -194,15 +197,22 @@ class AgentSession(Session):
             return [make() for _ in self.config.seeds]
         except (ValueError, OSError):
             raise
-        except Exception as error:  # whatever a simulator raises is what is wrong with it
+        except FAILURES as error:  # whatever a simulator raises is what is wrong with it
             told = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise ValueError(f"env: {task} does not open ({told}); python -m core.doctor looks closer") from error
+
+    def _opened(self, task: str) -> list[Env]:
+        """The same in the middle of a run."""
+        try:
+            return self._open_envs(task)
+        except (ValueError, OSError) as error:
+            raise EnvironmentFailed(" ".join(str(error).split()), undone=True) from error
 
     def _lanes(self, episodes: int) -> list[list[Env]]:
         """Environments for evaluation on the current task: so many sets as episodes go side by side."""
         lanes = self._evaluation_envs.setdefault(self.task.name, [])
         while len(lanes) < min(LANES, episodes):
-            lanes.append(self._open_envs(self.task.name))
+            lanes.append(self._opened(self.task.name))
         return lanes[:episodes]
 
     def _vector(self, envs: list[Env], stream: str) -> Any:

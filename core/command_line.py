@@ -34,6 +34,7 @@ from core.options import nearest, no_such_setting, plain, settings, show
 from core.rooms import CONFIGS, choices
 from core.run_options import NESTED, Run
 from core.signals import ENVIRONMENT
+from core.terminal import forgiving
 from core.watchdog import EnvironmentFailed
 
 GROUPS = ("agent", "net", "value", "replay", "env", "interventions")
@@ -42,6 +43,7 @@ EXAMPLE = "as in agent=sac env=dmc/walker-walk steps=100_000"
 
 def main(run: Callable[[Config], int | None]) -> None:
     """core.config.main, behind --help."""
+    forgiving()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing and exiting
 
     def job(tree: DictConfig) -> None:

@@ -173,7 +173,8 @@ def setting_up() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadConfig(f"{error.filename}: {error.strerror}") from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise BadConfig(f"{where}{error.strerror or error}") from error
     except ValueError as error:
         raise BadConfig(str(error)) from error
 

@@ -106,6 +106,8 @@ class Ring:
         """Put back what `read` returned, as far as the ring still holds it; `count` must be set before."""
         skip = max(0, int(self.oldest[member]) - first)
         fields = {name: values[skip:] for name, values in fields.items()}
+        if not len(fields["kind"]):
+            return
         rows = self.rows(member, first + skip + np.arange(len(fields["kind"])))
         self._put(rows, fields.pop("obs"))
         for name, values in fields.items():

@@ -43,6 +43,7 @@ class RunFolder:
     with RunFolder(path, config, seeds=seeds, tasks=tasks) as folder:
         if folder.finished is None:
             saved = folder.resume()  # None: from the beginning
+            folder.accept()
             ...  # folder.metrics(row), folder.save(step, state, replay)
             folder.finish(summary)
     """
@@ -75,14 +76,13 @@ class RunFolder:
         with self._open:
             self._hold()
             forced = self._check(config, ignore, resume)
-            if forced:
-                (self.path / DONE).unlink(missing_ok=True)
-            self.finished = files.read_json(self.path / DONE)
+            self.finished = None if forced else files.read_json(self.path / DONE)
             if self.finished is None:
-                start = provenance()
-                self.changed = self._changes(start, resume)
-                files.write(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
-                self._sign(start, forced)
+                self._start, self._forced = provenance(), forced
+                self.changed = self._changes(self._start, resume)
+                self._config = yaml.safe_dump(config, sort_keys=False)
+                if not forced:
+                    files.write(self.path / CONFIG, self._config)
             self._open = self._open.pop_all()
 
     def resume(self) -> dict | None:
@@ -93,8 +93,9 @@ class RunFolder:
         last = checkpoint.newest(self.path, records=self._mode != "force")
         state = checkpoint.load(last) if last else None
         damaged = list(checkpoint.problems(last)) if last and self._mode == "force" else []
-        if damaged:
-            self._keep_damaged(damaged)
+        for line in damaged:
+            self.storage.say(f"{line}; it stays as it is")
+        self._forced = self._forced + damaged
         checkpoint.tidy(self.path, last)
         self.records = self._open.enter_context(closing(Records(self.path, self.storage)))
         self.records.truncate(state["records"] if state else {}, bool(damaged))
@@ -102,6 +103,15 @@ class RunFolder:
         board = Board(self.path / "tensorboard", self.seeds, self.tasks, redrawn, self._spacing, self.storage)
         self.board = self._open.enter_context(closing(board))
         return state
+
+    def accept(self) -> None:
+        """The run fits what the folder holds: its start goes into the provenance, what is forced holds from now on.
+
+        A configuration that does not fit has changed nothing until then.
+        """
+        self._sign()
+        files.write(self.path / CONFIG, self._config)
+        (self.path / DONE).unlink(missing_ok=True)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """A row of metrics at row["step"]; its lists, one number per seed, are drawn too."""
@@ -130,11 +140,12 @@ class RunFolder:
         """A checkpoint of the run as it stands, with its place in the records. -> its folder. Raises OSError."""
         return checkpoint.save(self.path, step, state | {"records": self.records.position()}, replay)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """The run is over; entering the folder again finds this summary. Raises OSError."""
+    def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """The run is over; entering the folder again finds this summary. -> it. Raises OSError."""
         self.records.position()
         files.write(self.path / DONE, to_json(summary))
         self.finished = dict(summary)
+        return self.finished
 
     def close(self) -> None:
         self._open.close()
@@ -154,6 +165,9 @@ class RunFolder:
                 raise ValueError(f"run_dir: {self.path} holds {foreign[0]} and no run; choose another folder")
             lock = self._open.enter_context((self.path / LOCK).open("a+"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
         except BlockingIOError:
             holder = (self.path / LOCK).read_text() or "another process"
             raise ValueError(f"run_dir: {self.path} is in use by {holder}; wait for it, or choose another") from None
@@ -161,19 +175,11 @@ class RunFolder:
             raise ValueError(
                 f"run_dir: {self.path} cannot be used ({error.strerror}); choose another folder"
             ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
 
     def _check(self, config: dict[str, Any], ignore: Collection[str], resume: str) -> list[str]:
         """What differs from the configuration that is there, if the folder may be entered nevertheless."""
         if not (self.path / CONFIG).exists():
             return []
-        saved = checkpoint.checkpoints(self.path)
-        if saved and checkpoint.step(saved[-1]) > config.get("steps", checkpoint.step(saved[-1])):
-            raise ValueError(
-                f"steps: {config['steps']} given; {self.path} is at step {checkpoint.step(saved[-1])} already"
-            )
         try:
             changed = differing(read_config(self.path), config, ignore)
         except (ValueError, AttributeError, TypeError, KeyError) as error:
@@ -183,6 +189,11 @@ class RunFolder:
             raise ValueError(
                 f"run_dir: {self.path} holds a run of another configuration ({'; '.join(changed[:SHOWN] + more)}); "
                 f"choose another folder, or go on in this one with resume=force"
+            )
+        saved = checkpoint.checkpoints(self.path)
+        if saved and checkpoint.step(saved[-1]) > config.get("steps", checkpoint.step(saved[-1])):
+            raise ValueError(
+                f"steps: {config['steps']} given; {self.path} is at step {checkpoint.step(saved[-1])} already"
             )
         return changed
 
@@ -197,24 +208,15 @@ class RunFolder:
             raise ValueError(f"resume: exact given; since {self.path} was left, {'; '.join(changed)} has changed")
         return changed
 
-    def _sign(self, start: dict[str, Any], forced: list[str]) -> None:
+    def _sign(self) -> None:
         """Add this start to the provenance."""
+        start = self._start | ({"forced": self._forced} if self._forced else {})
         if patch := start.pop("patch", ""):
             files.write(self.path / start["diff"], patch)
         else:
             del start["diff"]
-        if forced:
-            start["forced"] = forced
         starts = files.read_json(self.path / PROVENANCE, [], list)
         files.write(self.path / PROVENANCE, json.dumps([*starts, start], indent=1))
-
-    def _keep_damaged(self, records: list[str]) -> None:
-        """Say so, here and in the provenance."""
-        for line in records:
-            self.storage.say(f"{line}; it stays as it is")
-        *before, start = files.read_json(self.path / PROVENANCE, kind=list)
-        start["forced"] = [*start.get("forced", []), *records]
-        files.write(self.path / PROVENANCE, json.dumps([*before, start], indent=1))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

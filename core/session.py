@@ -75,6 +75,7 @@ class Session:
                     )
                 self.watch.begin()
                 self._stop_where_diverged()
+            self.folder.accept()
 
     # what a kind of run brings
 
@@ -98,6 +99,7 @@ class Session:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self.folder.storage.ending = True
         self.progress.close()
         error = raised[1]
         if isinstance(error, EnvironmentFailed) and (error.undone or self.evaluating):
@@ -127,20 +129,26 @@ class Session:
 
     def close(self) -> None:
         """The loop has ended: the run is complete, or it was told to stop. Save either way."""
+        self.folder.storage.ending = True
         if not self.going:
             self.log()
-        if not self.save():
+        over = not self.going and self.stop.exit_code != DIVERGED
+        if not self.save() or (over and not self._finish()):
             self.stop.exit_code = UNSAVED
             self.progress.say(f"step {self.clock.env_steps} is not saved; the same command goes on from the last one")
-        elif self.going or self.stop.exit_code == DIVERGED:
+        elif not over:
             self.progress.say(f"{self.stop.requested}: saved at step {self.clock.env_steps}; {self.stop.advice}")
         else:
-            summary = {"step": self.clock.env_steps, "updates": self.clock.updates, "returns": self.returns}
-            self.folder.finish(summary | {"diverged": self.averages.diverged})
             if self.lost:
                 self.progress.say(f"no seed is left: the run ends at step {self.clock.env_steps}")
             if self.returns:
                 self.progress.table(self.returns)
+
+    def _finish(self) -> bool:
+        """-> whether the run's summary could be written."""
+        summary = {"step": self.clock.env_steps, "updates": self.clock.updates, "returns": self.returns}
+        summary["diverged"] = self.averages.diverged
+        return self.folder.storage.attempt("the summary", lambda: self.folder.finish(summary)) is not None
 
     # what the loop asks for
 

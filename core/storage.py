@@ -6,6 +6,7 @@ wait in memory, checkpoints are tried again when the next is due.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ class Storage:
 
     def __init__(self, say: Callable[[str], object] | None = None) -> None:
         self.say = say or partial(print, file=sys.stderr)
+        self.ending = False  # what cannot be written now is not tried again
         self._failing: set[str] = set()
 
     def failed(self, what: str, error: OSError) -> None:
@@ -28,7 +30,8 @@ class Storage:
         if what not in self._failing:
             self._failing.add(what)
             where = f" ({error.filename})" if error.filename else ""
-            self.say(f"{what} cannot be written: {error.strerror or error}{where}; training goes on, and tries again")
+            hope = "" if self.ending else "; training goes on, and tries again"
+            self.say(f"{what} cannot be written: {error.strerror or error}{where}{hope}")
 
     def works(self, what: str) -> None:
         """It was written; the end of a failure is said."""
@@ -90,6 +93,6 @@ class Appending:
                 del self._waiting[: os.write(self._file, self._waiting)]
 
     def _open_again(self) -> None:
-        again = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        os.close(self._file)
-        self._file = again
+        lost, self._file = self._file, os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        with contextlib.suppress(OSError):  # a dead mount; the number is free again all the same
+            os.close(lost)

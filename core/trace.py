@@ -42,6 +42,7 @@ class Trace:
     """Digests of a run, as it goes."""
 
     def __init__(self, folder: Path, storage: Storage) -> None:
+        files.drop_half_line(folder / TRACE)
         self._file = Appending(folder / TRACE, storage)
 
     def step(self, number: int, action: np.ndarray, step: EnvStep) -> None:

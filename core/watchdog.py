@@ -10,6 +10,7 @@ from collections.abc import Callable
 from core.signals import ENVIRONMENT
 
 TICK = 1.0  # seconds
+FAILURES = (Exception, SystemExit)  # whatever a simulator raises; some leave the process themselves
 
 
 class EnvironmentFailed(Exception):
@@ -56,5 +57,7 @@ class Watchdog:
             self._ticks += tick
             if self._watching and self._ticks > self._limit:
                 line = f"{self.waiting_for()}: no answer for {self._limit:g} seconds (env_timeout)"
-                print(f"\n{line}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-                os._exit(ENVIRONMENT)
+                try:
+                    print(f"\n{line}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+                finally:
+                    os._exit(ENVIRONMENT)

@@ -14,10 +14,9 @@ import torch
 
 from core.randomness import env_seed
 from core.spec import Env, EnvStep, Episode, Transition
-from core.watchdog import EnvironmentFailed, Watchdog
+from core.watchdog import FAILURES, EnvironmentFailed, Watchdog
 
 GREATEST = float(np.finfo(np.float32).max)  # rewards are stored in single precision
-FAILURES = (Exception, SystemExit)  # whatever a simulator raises; some leave the process themselves
 
 
 class Vector:
@@ -30,18 +29,18 @@ class Vector:
     Of observations and rewards that are not finite `faults` keeps the first, by member; zeros stand in their place.
 
     An environment that raises an error ends the run (EnvironmentFailed), or, where `remake` can open another one, its
-    episode: as cut, where it stood. `failures` tells of these, each once.
+    episode: as cut, where it stood. `failures` tells of these, each once; the new one stands in the list `envs`.
     """
 
     def __init__(
         self,
-        envs: Sequence[Env],
+        envs: list[Env],
         seeds: Sequence[int],
         stream: str,
         remake: Callable[[], Env] | None = None,
         watchdog: Watchdog | None = None,
     ) -> None:
-        self.envs, self.seeds, self.stream = list(envs), list(seeds), stream
+        self.envs, self.seeds, self.stream = envs, list(seeds), stream
         self.spec = self.envs[0].spec
         self.observation = np.zeros((len(self.envs), *self.spec.seen_shape), self.spec.obs_dtype)
         self._episode = [0 for _ in self.envs]
@@ -127,25 +126,31 @@ class Vector:
         played: list[Transition] = []
         for i, action in enumerate(actions):
             try:
-                played.append(self._play(i, action))
+                played.append(self._play_or_restart(i, action))
             except FAILURES as error:
-                failed = self._failed[i]
-                if not self._remake or (failed is not None and failed == self._episode[i] - 1):
-                    self.observation, self._score = seen, scores
-                    for mine, length in zip(self._actions, lengths, strict=True):
-                        del mine[length:]  # of one that was restarted in this step nothing was added
-                    raise EnvironmentFailed(self._told(i, error), undone=True, restart=not self._remake) from error
-                played.append(self._restart(i, error, self._remake))
+                self.observation, self._score = seen, scores
+                for mine, length in zip(self._actions, lengths, strict=True):
+                    del mine[length:]  # of one that was restarted in this step nothing was added
+                raise EnvironmentFailed(self._told(i, error), undone=True, restart=not self._remake) from error
         return played
+
+    def _play_or_restart(self, i: int, action: np.ndarray) -> Transition:
+        """Of an environment that fails, the end of its episode. Raises its error where no other can take its place."""
+        try:
+            return self._play(i, action)
+        except FAILURES as error:
+            if not self._remake or self._failed[i] == self._episode[i] - 1:
+                raise
+            return self._restart(i, error, self._remake)
 
     def _restart(self, i: int, error: BaseException, remake: Callable[[], Env]) -> Transition:
         """Another environment in its place. -> the end of the episode, as if it had been cut where it stood"""
+        with contextlib.suppress(*FAILURES):
+            self.envs[i].close()
+        self.envs[i] = remake()
         failure = {"member": i, "episode": self._episode[i], "length": len(self._actions[i])}
         self.failures.append(failure | {"error": _line(error)})
         self._failed[i] = self._episode[i]
-        with contextlib.suppress(Exception):
-            self.envs[i].close()
-        self.envs[i] = remake()
         return Transition(self.frame[i].copy(), 0.0, terminated=False, truncated=True)
 
     def _told(self, i: int, error: BaseException) -> str:

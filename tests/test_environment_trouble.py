@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -142,14 +143,84 @@ def test_an_error_in_evaluation_ends_the_run_saved_before_it(tmp_path, failing, 
     assert digests(tmp_path / "broken", capsys) == digests(tmp_path / "sound", capsys)
 
 
-def test_one_that_does_not_answer_ends_the_process(tmp_path):
+@pytest.fixture
+def opening(monkeypatch):
+    """Environments do not open from the given one on, nor after they were closed."""
+    start, reset, close = Reach.__init__, Reach.reset, Reach.close
+
+    def plant(first_missing: int = 100_000) -> None:
+        count = iter(range(1, 100_000))
+
+        def limited(self):
+            if next(count) >= first_missing:
+                raise RuntimeError("no licence left")
+            start(self)
+            self.over = False
+
+        def closing(self):
+            close(self)
+            self.over = True
+
+        def beginning(self, seed):
+            assert not self.over, "it was closed"
+            return reset(self, seed)
+
+        for name, function in {"__init__": limited, "close": closing, "reset": beginning}.items():
+            monkeypatch.setattr(Reach, name, function)
+
+    return plant
+
+
+def test_one_that_does_not_open_for_an_evaluation_ends_the_run_saved_before_it(tmp_path, opening, capsys):
+    play(tmp_path / "sound", "eval_every=40")
+    opening(4)  # of the two of the evaluation the second
+    with pytest.raises(EnvironmentFailed, match=r"env: toy/reach does not open \(RuntimeError: no licence left\)"):
+        play(tmp_path / "broken", "eval_every=40")
+    assert checkpoint.step(checkpoint.newest(tmp_path / "broken")) == 40
+    opening()
+    play(tmp_path / "broken", "eval_every=40")
+    assert digests(tmp_path / "broken", capsys) == digests(tmp_path / "sound", capsys)
+
+
+def test_one_that_does_not_open_for_the_next_task_ends_the_run_saved_before_it(tmp_path, opening, capsys):
+    tasks = ("stream.tasks=[toy/reach,toy/reach]", "stream.steps=40")
+    play(tmp_path / "sound", *tasks)
+    opening(3 + 2)  # each task once for its spaces, the first one's two, the next one's first
+    with pytest.raises(EnvironmentFailed, match="no licence left"):
+        play(tmp_path / "broken", *tasks)
+    assert checkpoint.step(checkpoint.newest(tmp_path / "broken")) == 40
+    opening()
+    play(tmp_path / "broken", *tasks)
+    assert digests(tmp_path / "broken", capsys) == digests(tmp_path / "sound", capsys)
+
+
+def test_where_none_opens_in_its_place_the_run_ends_saved(tmp_path, failing, opening):
+    opening(3)
+    failing(91)
+    with pytest.raises(EnvironmentFailed, match="no licence left"):
+        play(tmp_path, "on_failure=restart")
+    assert checkpoint.step(checkpoint.newest(tmp_path)) == 45
+
+
+def test_the_next_evaluation_plays_on_the_one_that_was_opened_anew(tmp_path, failing, opening):
+    opening()
+    failing(81 + 3)  # in the evaluation at step 40; there is another at 80
+    assert play(tmp_path, "on_failure=restart", "eval_every=40") == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert row["restarted"] == "evaluate/40/0"
+
+
+@pytest.mark.parametrize("terminal", ["PIPE", "/dev/full"])
+def test_one_that_does_not_answer_ends_the_process(terminal, tmp_path):
     code = "import time, train, envs.toy\ndef hang(self, action): time.sleep(60)\nenvs.toy.Reach.step = hang\n"
     script = tmp_path / "script.py"
     script.write_text(code + "train.main(train.train)")
     command = [sys.executable, script, *SAC, "env_timeout=0.5", f"run_dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=50)
+    with open(terminal, "w") if terminal != "PIPE" else contextlib.nullcontext(subprocess.PIPE) as shown:
+        done = subprocess.run(command, stderr=shown, text=True, env=environment(), timeout=50)
     assert done.returncode == ENVIRONMENT
-    assert "toy/reach, seed 0, episode 0 (train): no answer for 0.5 seconds (env_timeout)" in done.stderr
+    if terminal == "PIPE":
+        assert "toy/reach, seed 0, episode 0 (train): no answer for 0.5 seconds (env_timeout)" in done.stderr
 
 
 def test_one_that_does_not_open_is_told_in_a_line_before_anything_is_written(tmp_path, monkeypatch, capsys):

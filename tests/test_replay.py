@@ -339,6 +339,18 @@ def test_a_reloaded_replay_goes_on_as_if_nothing_had_happened(tmp_path, small_ch
     assert a.save(tmp_path)["files"] == b.save(tmp_path / "other")["files"]  # chunks too: the same bytes in both
 
 
+def test_a_smaller_replay_takes_the_newest_of_what_was_saved(tmp_path, small_chunks):
+    saved, _ = filled(VECTOR, [0, 1], 60, 45)
+    kept = saved.save(tmp_path)
+    small = Replay(VECTOR, [0, 1], 20)
+    small.load(tmp_path, kept)
+    for member in range(2):
+        last = int(saved.ring.count[member]) - 1
+        assert small.ring.oldest[member] == last - 19
+        mine, theirs = (ring.read(member, last - 19, last) for ring in (small.ring, saved.ring))
+        assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+
 def test_the_digest_sees_every_field():
     def digest(field=None):
         replay, _ = filled(FRAMES, [0], 40, 60, life(FRAMES, 1), prioritised=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import signal
@@ -64,6 +65,7 @@ def train(path, config=CONFIG, killed_at: int | None = None, resume="strict") ->
         if saved := folder.resume():
             weights, step = saved["states"]["critic"]["params"]["w"], saved["clock"]["step"]
             replay.load(folder.path / "replay", saved["replay"])
+        folder.accept()
         while step < 40:
             step += 1
             replay.add(step)
@@ -162,12 +164,22 @@ def test_a_finished_run_says_so_and_nothing_in_its_folder_changes(whole):
 def test_a_new_folder_holds_the_configuration_and_where_it_comes_from(tmp_path):
     with enter(tmp_path / "deep" / "run") as folder:
         assert folder.finished is None and folder.resume() is None
+        folder.accept()
     assert yaml.safe_load((folder.path / "config.yaml").read_text()) == CONFIG
     [start] = json.loads((folder.path / "provenance.json").read_text())
     assert start["versions"]["torch"] == version("torch") and start["started"] and start["command"]
-    with enter(folder.path):
-        pass
+    with enter(folder.path) as folder:
+        folder.accept()
     assert len(json.loads((folder.path / "provenance.json").read_text())) == 2
+
+
+def test_a_disk_without_room_for_the_lock_is_told_by_name(tmp_path, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("core.run_folder.os.getpid", full)
+    with pytest.raises(ValueError, match=rf"run_dir: {tmp_path} cannot be used \(No space left on device\)"):
+        enter(tmp_path)
 
 
 def test_a_folder_in_use_is_refused_with_the_process_that_holds_it_and_free_when_that_is_killed(tmp_path):
@@ -215,7 +227,8 @@ def test_the_order_of_interventions_is_part_of_the_configuration():
 def test_ignored_keys_and_the_index_of_a_gpu_do_not_make_another_configuration(tmp_path):
     enter(tmp_path, changed(device="cuda:0")).close()
     now = changed(device="cuda:1", save_every=7, run_dir="elsewhere")
-    enter(tmp_path, now).close()
+    with enter(tmp_path, now) as folder:
+        folder.accept()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == now
 
 
@@ -225,8 +238,18 @@ def test_force_goes_on_with_another_configuration_also_after_the_end_and_says_so
         folder.finish({"return": [float("nan"), 1.0]})
     with enter(tmp_path, changed(steps=80), resume="force") as folder:
         assert folder.finished is None
+        assert (tmp_path / "done.json").exists()  # until the run is known to fit
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 40
+        folder.accept()
+    assert not (tmp_path / "done.json").exists()
     assert json.loads((tmp_path / "provenance.json").read_text())[-1]["forced"] == ["steps was 40, now 80"]
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 80
+
+
+def test_of_a_longer_run_that_is_told_to_be_short_other_settings_are_told_first(tmp_path):
+    train(tmp_path)
+    with pytest.raises(ValueError, match="another configuration .*learning_rate was 1e-05, now 0.1; steps was 40"):
+        enter(tmp_path, changed(steps=10, agent__learning_rate=0.1))
 
 
 def test_force_does_not_go_back_behind_what_is_done(tmp_path):
@@ -371,7 +394,8 @@ def test_the_patch_in_the_folder_turns_the_commit_into_what_ran(tmp_path, monkey
     (source / "mine.py").write_text("idea = 3\n")
     monkeypatch.setattr(provenance, "SOURCE", source)
     for _ in range(2):
-        enter(tmp_path / "run").close()
+        with enter(tmp_path / "run") as folder:
+            folder.accept()
     first, second = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert first["dirty"] and first["diff"] == second["diff"]
     subprocess.run(["git", "-C", str(clone), "apply", str(tmp_path / "run" / first["diff"])], check=True)
@@ -387,10 +411,10 @@ def test_what_has_changed_since_the_last_start_is_listed_and_refused_where_that_
     repository(source)
     monkeypatch.setattr(provenance, "SOURCE", source)
     monkeypatch.setattr(provenance, "_threads", lambda: 2)
-    with enter(tmp_path / "run") as folder:
-        assert folder.changed == []
-    with enter(tmp_path / "run", resume="exact") as folder:
-        assert folder.changed == []
+    for resume in ("strict", "exact"):
+        with enter(tmp_path / "run", resume=resume) as folder:
+            assert folder.changed == []
+            folder.accept()
     (source / "a.py").write_text("new = 2\n")
     monkeypatch.setattr(provenance, "_threads", lambda: 1)
     before = (tmp_path / "run" / "provenance.json").read_bytes()
@@ -406,7 +430,8 @@ def test_without_git_or_anything_else_a_run_still_starts(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(provenance, "PACKAGES", ("torch", "no-such-package"))
     monkeypatch.setattr(provenance, "_cpu", lambda: 1 / 0)
-    enter(tmp_path / "run").close()
+    with enter(tmp_path / "run") as folder:
+        folder.accept()
     [start] = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert (start["commit"], start["dirty"], start["versions"]["no-such-package"]) == (None, None, None)
 

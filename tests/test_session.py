@@ -19,7 +19,7 @@ import core.session
 import train
 from core import checkpoint
 from core.agent_session import AgentSession
-from core.config import load
+from core.config import BadConfig, load
 from core.diagnostics import CHEAP, DEAR, MIDDLE, trainability
 from core.policy import load_policy
 from core.run import main as run_command
@@ -90,6 +90,16 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, capsys, argument
     assert digests(tmp_path / "broken", capsys) == wanted
     for name in ("eval.csv", "metrics.jsonl", "ledger.jsonl"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_forced_configuration_that_does_not_fit_leaves_the_folder_as_it_was(tmp_path):
+    play(tmp_path, RUNS["sac"])
+    names = ("config.yaml", "done.json", "provenance.json", "metrics.jsonl", "eval.csv")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    with pytest.raises(BadConfig, match="does not fit this configuration"):
+        play(tmp_path, [*RUNS["sac"], "net.width=8", "resume=force"])
+    assert {name: (tmp_path / name).read_bytes() for name in names} == before
+    assert play(tmp_path, RUNS["sac"]) == 0
 
 
 @either

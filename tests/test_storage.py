@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from core import checkpoint, storage
+from core import checkpoint, run_folder, storage
 from core.agent_session import AgentSession
 from core.config import load
 from core.run import main as run_command
@@ -159,3 +159,46 @@ def test_a_file_whose_mount_came_back_is_opened_again(tmp_path):
     os.close(stale)
     file.append(b"two\n")
     assert (tmp_path / "rows").read_bytes() == b"one\ntwo\n" and told == []
+
+
+def test_a_dead_mount_that_complains_when_its_files_are_closed_mixes_up_none(tmp_path, monkeypatch):
+    """The number of the file that was closed is given to the next one that is opened."""
+    told: list[str] = []
+    rows, others = (Appending(tmp_path / name, Storage(told.append)) for name in ("rows", "others"))
+    dead, write, close = {rows._file, others._file}, os.write, os.close
+
+    def refuse(file: int, data: bytes) -> int:
+        if file in dead:
+            dead.remove(file)
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        return write(file, data)
+
+    def complain(file: int) -> None:
+        close(file)
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(storage.os, "write", refuse)
+    monkeypatch.setattr(storage.os, "close", complain)
+    for line in (b"one\n", b"two\n"):
+        rows.append(line)
+        others.append(line.upper())
+    assert (tmp_path / "rows").read_bytes() == b"one\ntwo\n"
+    assert (tmp_path / "others").read_bytes() == b"ONE\nTWO\n" and told == []
+
+
+def test_a_summary_that_cannot_be_written_is_told_and_the_same_command_writes_it(tmp_path, monkeypatch, capsys):
+    wholly = run_folder.files.write
+
+    def write(path: Path, content) -> None:
+        if path.name == "done.json":
+            raise FULL
+        wholly(path, content)
+
+    with monkeypatch.context() as full:
+        full.setattr(run_folder.files, "write", write)
+        assert playing(tmp_path).exit_code == UNSAVED
+    shown = capsys.readouterr().err
+    assert "the summary cannot be written: No space left on device\n" in shown  # and no promise to try again
+    assert not (tmp_path / "done.json").exists()
+    rows = contents(tmp_path)
+    assert playing(tmp_path).exit_code == 0 and (tmp_path / "done.json").exists() and contents(tmp_path) == rows
