@@ -10,6 +10,8 @@ Then, or meanwhile: python report.py OUT [--watch]
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -32,14 +34,16 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     stop = Stop()
     try:
-        campaign = _campaign(Path(argv[0]), argv[1:])
-        with stop, alone(campaign.ablation.out):
+        with _campaign(Path(argv[0]), argv[1:]) as campaign, stop:
             campaign.run(stop, Table(campaign.ablation))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     if stop.requested:
-        left = "the jobs go on" if campaign.launcher.outlived else "every cell has saved"
+        for name, state in campaign.not_saved.items():
+            print(f"{name}: {state}", file=sys.stderr)
+        ended = "stopped" if campaign.not_saved else "every cell has saved"
+        left = "the jobs go on" if campaign.launcher.outlived else ended
         print(f"{stop.requested}: {left}; the same command goes on", file=sys.stderr)
         return stop.exit_code
     for name, cause in campaign.given_up.items():
@@ -48,8 +52,9 @@ def main(argv: list[str]) -> int:
     return 1 if campaign.given_up else 0
 
 
-def _campaign(path: Path, arguments: list[str]) -> Campaign:
-    """Everything checked before anything is written. Raises ValueError, one line, for a mistake."""
+@contextmanager
+def _campaign(path: Path, arguments: list[str]) -> Iterator[Campaign]:
+    """Everything checked, and no other launcher at work, before anything is written. Raises ValueError, one line."""
     for argument in arguments:
         if "=" not in argument:
             raise ValueError(f"{argument}: expected OPTION=VALUE")
@@ -64,8 +69,9 @@ def _campaign(path: Path, arguments: list[str]) -> Campaign:
         check(cell)
     chosen = launcher(given.get("launcher", "local"), ablation.out, settings)
     ablation.out.mkdir(parents=True, exist_ok=True)
-    files.write(ablation.out / "ablation.yaml", yaml.safe_dump(ablation.tree, sort_keys=False))
-    return Campaign(ablation, chosen, workers or chosen.workers, retries)
+    with alone(ablation.out):
+        files.write(ablation.out / "ablation.yaml", yaml.safe_dump(ablation.tree, sort_keys=False))
+        yield Campaign(ablation, chosen, workers or chosen.workers, retries)
 
 
 def _count(name: str, text: str) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from core.ablation import Ablation, Cell
 from core.cell_table import Table
-from core.cells import Attempts, Progress, progress
+from core.cells import STOPPED, Attempts, Progress, holder, progress
 from core.launchers import Job, Launcher
 from core.signals import Stop
 
@@ -18,7 +19,7 @@ PAUSE = 1.0  # seconds between two looks at the jobs
 
 
 class Campaign:
-    """`workers` jobs at a time; a cell that died more than `retries` times is given up."""
+    """`workers` cells at a time, whoever has started them; one that died more than `retries` times is given up."""
 
     def __init__(self, ablation: Ablation, launcher: Launcher, workers: int, retries: int) -> None:
         self.ablation, self.launcher, self.workers, self.retries = ablation, launcher, workers, retries
@@ -26,27 +27,45 @@ class Campaign:
         self.attempts.forget()
         names = {cell.name for cell in ablation.cells}
         self.jobs: dict[str, Job] = {name: job for name, job in launcher.standing().items() if name in names}
+        self.died: dict[str, str] = {}  # cells that are to be tried again, or given up -> the last cause
 
     def run(self, stop: Stop, table: Table) -> None:
-        """Until every cell is finished or given up, or `stop` is requested."""
+        """Until every cell is finished or given up, or `stop` is requested: then jobs save and end, or outlive this."""
         while not stop.requested:
             self._collect()
             standing = {cell.name: self._progress(cell) for cell in self.ablation.cells}
             table.show(standing, self.given_up)
             open_cells = [cell for cell in self.ablation.cells if self._is_open(cell, standing[cell.name])]
-            if not open_cells and not self.jobs and not any(p.status == "running" for p in standing.values()):
+            busy = self.jobs.keys() | {name for name, p in standing.items() if p.status == "running"}
+            if not open_cells and not busy:
                 return
-            for cell in open_cells[: max(0, self.workers - len(self.jobs))]:
+            for cell in open_cells[: max(0, self.workers - len(busy))]:
                 self.jobs[cell.name] = self.launcher.start(cell, command(cell), self.log(cell))
+                self.died.pop(cell.name, None)
             time.sleep(PAUSE)
         for job in self.jobs.values():
             job.stop()
+        while self.jobs and not self.launcher.outlived:
+            time.sleep(PAUSE)
+            with suppress(OSError):  # an end that cannot be noted on a full disk is known all the same
+                self._collect()
 
     @property
     def given_up(self) -> dict[str, str]:
         """Cells that died too often -> the last cause."""
         failures = self.attempts.failures
         return {cell: causes[-1] for cell, causes in failures.items() if len(causes) > self.retries}
+
+    @property
+    def not_saved(self) -> dict[str, str]:
+        """Once stopped: cells that have died, or that go on without this launcher -> what is known of it."""
+        found: dict[str, str] = {}
+        for cell in self.ablation.cells:
+            if cell.name not in self.jobs and self._progress(cell).status == "running":
+                found[cell.name] = f"still running ({holder(cell.folder)})"
+            elif cell.name in self.died:
+                found[cell.name] = f"died ({self.died[cell.name]})"
+        return found
 
     def log(self, cell: Cell) -> Path:
         return self.ablation.out / "logs" / cell.arm / f"{cell.task.replace('/', '_')}.log"
@@ -67,6 +86,8 @@ class Campaign:
             if job and code is not None:
                 del self.jobs[cell.name]
                 cause = job.cause() or f"exit code {code}: {self._last_line(cell)}"
+                if code not in (0, *STOPPED):
+                    self.died[cell.name] = cause
                 self.attempts.add(cell, code, cause if code else "")
 
     def _last_line(self, cell: Cell) -> str:

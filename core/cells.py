@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any, Literal, NamedTuple
 
 from core import files
@@ -18,7 +19,8 @@ from core.config import WITHOUT_EFFECT, resolved
 from core.run_folder import CONFIG, DONE, LOCK, differing, read_config
 from core.signals import SIGNALS
 
-STOPPED = tuple(128 + number for number in SIGNALS)  # exit codes of a run that was told to stop: no failure
+# exit codes of a run that was told to stop, once it can hear and before: no failure
+STOPPED = (*(128 + number for number in SIGNALS), -SIGTERM)
 Status = Literal["planned", "broken", "running", "finished", "diverged"]
 
 
@@ -66,6 +68,11 @@ def held(folder: Path) -> bool:
         except BlockingIOError:
             return True
         return False
+
+
+def holder(folder: Path) -> str:
+    """Who is in this run folder, as it has written there."""
+    return (folder / LOCK).read_text() or "another process"
 
 
 @contextmanager

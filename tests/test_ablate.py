@@ -214,11 +214,16 @@ def test_killed_launchers_and_killed_cells_end_in_the_same_bits(file, capsys):
     assert digests(capsys, file, broken) == digests(capsys, file, whole)
 
 
-def test_a_second_launcher_on_the_same_folder_is_refused(file, capsys):
+def test_a_second_launcher_on_the_same_folder_is_refused_and_changes_nothing(file, capsys):
     out = file.parent / "out"
     out.mkdir()
+    before = {"ablation.yaml": FILE, "attempts.jsonl": "half a li"}
+    for name, text in before.items():
+        (out / name).write_text(text)
+    file.write_text(FILE.replace("ln:", "more: [l2], ln:"))
     with alone(out):
         assert ablate.main([str(file), f"out={out}"]) == 2
     assert "another launcher is at work there" in capsys.readouterr().err
+    assert {name: (out / name).read_text() for name in before} == before
     with alone(out):
         pass  # a lock does not outlive its holder

@@ -34,7 +34,7 @@ class Job(Protocol):
         ...
 
     def stop(self) -> None:
-        """Tell the run to save and end; returns when it has."""
+        """Tell the run to save and end; `code` knows when it has."""
         ...
 
 

@@ -42,7 +42,6 @@ class Process:
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
 
 
 def started(command: list[str], log: Path) -> subprocess.Popen:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,13 @@ class Ray:
                     time.sleep(0.5)
                     if os.getppid() != parent:  # the node has died, and leaves this worker behind
                         break
-                return process.wait(0)
-            finally:  # also when the task is cancelled
+            except KeyboardInterrupt:  # the task is cancelled
+                pass
+            finally:
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
                     process.wait()
+            return process.returncode
 
         # a task that dies is not tried again by Ray: the launcher counts, and says why
         task = self._ray.remote(run).options(max_retries=0, name=cell.name, **self._resources)
@@ -91,6 +94,8 @@ class Task:
         try:
             return self._ray.get(self._reference)
         except Exception as error:  # whatever Ray raises for a worker or node that is gone
+            if isinstance(error, self._ray.exceptions.TaskCancelledError) and self.waiting():
+                return 128 + signal.SIGTERM  # told to stop before it had begun
             self._cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             return WITHOUT_RESULT
 
@@ -99,4 +104,3 @@ class Task:
 
     def stop(self) -> None:
         self._ray.cancel(self._reference, force=False)
-        self._ray.wait([self._reference])

@@ -1,0 +1,141 @@
+"""How a launcher behaves beside others' cells, how it stops its own, and what it says of them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import ablate
+from core import campaign
+from core.ablation import read
+from core.cells import Attempts
+
+FILE = """
+tasks: [toy/chain]
+seeds: [0]
+settings: {agent: dqn, steps: 400, warmup: 40, compile: false, eval_every: 200, eval_episodes: 2, agent.batch_size: 8}
+arms: {base: [], ln: [layer_norm]}
+"""
+STOPPING = """
+import signal, sys, time
+from pathlib import Path
+
+def told(*_):
+    Path("told", me).touch()
+    for _ in range(100):  # a grace period
+        if Path("told", other).exists():
+            print("told in time")
+            sys.exit(CODE)
+        time.sleep(0.05)
+    print("the other was not told in time")
+    sys.exit(1)
+
+me, other = ("ln", "base") if "/ln/" in sys.argv[-1] else ("base", "ln")
+signal.signal(signal.SIGTERM, told)
+Path("ready", me).touch()
+while True:
+    time.sleep(0.05)
+"""
+Launch = Callable[..., list[str]]
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch, capsys) -> Launch:
+    """Launch cells that are this program, and tell the launcher to stop at a look. -> what it says"""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(campaign, "PAUSE", 0.05)
+    Path("small.yaml").write_text(FILE)
+    for folder in ("ready", "told"):
+        Path(folder).mkdir()
+
+    def launched(program: str, now: Callable[[], bool], workers: int = 2) -> list[str]:
+        def show(*_):
+            if now():
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(campaign, "TRAIN", [sys.executable, "-c", program])
+        monkeypatch.setattr(ablate.Table, "show", show)
+        assert ablate.main(["small.yaml", "out=out", f"workers={workers}"]) == 128 + signal.SIGTERM
+        return capsys.readouterr().err.splitlines()
+
+    return launched
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """As if a launcher that was killed had left a process in the first cell's folder."""
+    folder = read(Path("small.yaml"), Path("out")).cells[0].folder
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("process 7 on elsewhere")
+        lock.flush()
+        yield
+
+
+def third_look() -> Callable[[], bool]:
+    looks = iter((False, False, True))
+    return lambda: next(looks)
+
+
+def both_ready() -> bool:
+    return len(list(Path("ready").iterdir())) == 2
+
+
+def ends() -> list[int]:
+    return [json.loads(line)["code"] for line in Path("out/attempts.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("workers", "started"), [(1, False), (2, True)])
+def test_a_cell_that_another_process_holds_is_one_of_the_workers(launch, workers, started):
+    with held():
+        launch("", third_look(), workers)
+    assert Path("out/logs/ln").exists() == started
+
+
+def test_a_cell_that_another_process_holds_is_named_by_a_launcher_that_stops(launch):
+    with held():
+        shown = launch("", third_look(), 1)
+    assert shown == [
+        "base on toy/chain: still running (process 7 on elsewhere)",
+        "SIGTERM: stopped; the same command goes on",
+    ]
+
+
+def test_every_job_is_told_to_stop_before_one_is_waited_for(launch):
+    shown = launch(STOPPING.replace("CODE", "143"), both_ready)
+    assert [log.read_text() for log in Path("out/logs").rglob("*.log")] == ["told in time\n"] * 2
+    assert shown == ["SIGTERM: every cell has saved; the same command goes on"]
+    assert ends() == [143, 143]
+
+
+def test_a_job_that_could_not_save_its_end_is_named(launch):
+    shown = launch(STOPPING.replace("CODE", "5"), both_ready)
+    assert shown == [
+        "base on toy/chain: died (exit code 5: told in time)",
+        "ln on toy/chain: died (exit code 5: told in time)",
+        "SIGTERM: stopped; the same command goes on",
+    ]
+    assert ends() == [5, 5]
+
+
+def test_every_job_is_waited_for_where_its_end_cannot_be_noted(launch, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Attempts, "add", full)
+    shown = launch(STOPPING.replace("CODE", "5"), both_ready)
+    assert len(shown) == 3 and shown[-1] == "SIGTERM: stopped; the same command goes on"
+
+
+def test_a_job_that_was_told_before_it_could_hear_has_not_died(launch):
+    shown = launch("import time; time.sleep(60)", third_look())
+    assert ends() == [-signal.SIGTERM] * 2 and not Attempts(Path("out")).failures
+    assert shown == ["SIGTERM: every cell has saved; the same command goes on"]
