@@ -23,6 +23,7 @@ from core.cell_table import Table
 from core.cells import alone, check
 from core.launchers import launcher
 from core.signals import Stop
+from core.terminal import forgiving
 
 OPTIONS = ("size", "out", "workers", "retries", "launcher")
 
@@ -81,4 +82,5 @@ def _count(name: str, text: str) -> int:
 
 
 if __name__ == "__main__":
+    forgiving()
     sys.exit(main(sys.argv[1:]))
