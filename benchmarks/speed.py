@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from inspect import getdoc
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     for name in chosen:
         part = PARTS[name]
         table = markdown(part(int(given.get("blocks", 5)), float(given.get("seconds", 0.6))))
-        text.append(f"{part.__doc__}\n\n{table}\n")
+        text.append(f"{getdoc(part)}\n\n{table}\n")
         print(f"\n{text[-1]}", flush=True)
     if given.get("keep") == "true":
         before = RESULTS.read_text() if RESULTS.exists() else "# Measured speed\n"
