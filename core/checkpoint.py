@@ -32,6 +32,7 @@ from core.replay_store import prune
 FORMAT = 1
 KEPT = 2
 CHECKPOINTS, REPLAY, STATE, MANIFEST = "checkpoints", "replay", "state.pt", "manifest.json"
+ENTRIES = ("states", "engine", "clock", "pending", "replay", "records")  # the state of every kind of run has them
 
 
 class Replay(Protocol):
@@ -101,7 +102,7 @@ def newest(folder: Path, report: Callable[[str], None] | None = None, records: b
 
 
 def load(checkpoint: Path) -> dict:
-    """The state that was saved, on the CPU. Raises ValueError, one line, for a file that holds anything else."""
+    """The state that was saved, on the CPU. Raises ValueError, one line, for a file that holds no state of a run."""
     path = checkpoint / STATE
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
@@ -111,7 +112,24 @@ def load(checkpoint: Path) -> dict:
         raise ValueError(f"{path}: holds something else than tensors and plain data; remove this checkpoint") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__} and no state; remove this checkpoint")
+    missing = [name for name in ENTRIES if not isinstance(state.get(name), dict)]
+    if missing:
+        raise ValueError(f"{path}: holds no {' and no '.join(missing)}; remove this checkpoint")
+    known = [_entry(entry) for entry in _manifest(checkpoint)["records"]]
+    if state["records"] != {name: size for name, size, _ in known}:
+        raise ValueError(f"{path}: knows other records than its {MANIFEST}; remove this checkpoint")
     return state
+
+
+@contextlib.contextmanager
+def fitting(checkpoint: Path) -> Iterator[None]:
+    """Inside, whatever an entry of another kind makes of those who read this state becomes one line: ValueError."""
+    try:
+        yield
+    except (TypeError, LookupError, AttributeError, OverflowError) as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        advice = "go on with the version that wrote it, or remove this checkpoint"
+        raise ValueError(f"{checkpoint / STATE}: does not fit this version ({told}); {advice}") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -132,11 +150,11 @@ def problems(checkpoint: Path, records: bool = True) -> Iterator[str]:
         if manifest["step"] != step(checkpoint):
             yield f"{name}: of step {manifest['step']}"
         expected = [(*_entry(entry), True) for entry in manifest["files"]]
-        expected += [(*_entry(entry), False) for entry in manifest["records"] if records]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        known = [(*_entry(entry), False) for entry in manifest["records"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         yield f"{name}: cannot be read ({type(error).__name__}: {error})"
         return
-    for path, size, sha, whole in expected:
+    for path, size, sha, whole in expected + (known if records else []):
         try:
             length = (folder / path).stat().st_size
             if length < size or (whole and length > size):

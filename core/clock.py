@@ -105,5 +105,6 @@ class Clock:
         return {name: getattr(self, name) for name in names} | {"last": dict(self.last)}
 
     def load_state_dict(self, saved: dict) -> None:
-        for name, value in saved.items():
-            setattr(self, name, dict(value) if name == "last" else value)
+        """Raises KeyError for a count that is not there."""
+        for name in self.state_dict():
+            setattr(self, name, dict(saved[name]) if name == "last" else saved[name])

@@ -29,6 +29,7 @@ from core.spec import EnvSpec
 from core.state import Batch, State, Tensors, clone, member
 
 FOLDER, FORMAT = "faults", 1
+ENTRIES = ("config", "spec", "seed", "batch", "states")  # of such a file, beside its format
 
 
 class Fault(NamedTuple):
@@ -135,18 +136,19 @@ def keep(path: Path, config: Config, engine: Engine, spec: EnvSpec, fault: Fault
 
 
 def replay(path: Path) -> int:
-    """Go through a kept update again and say what is found. -> exit code: 1 for a fault, 0 where there is none"""
+    """Go through a kept update again and say what is found. -> exit code: 1 for a fault, 0 where there is none
+
+    Raises ValueError, one line, for any file that `keep` has not written.
+    """
     saved = load(path)
-    config, spec = from_plain(saved["config"]), EnvSpec(**{k: _tuples(v) for k, v in saved["spec"].items()})
-    config = dataclasses.replace(config, seeds=(saved["seed"],), device="cpu")
-    learner = assemble.agent(config, spec)
-    engine = Engine(learner, config.seeds, learner.settings.batch_size, compile=False, precision=config.precision)
-    states = {name: State(**fields) for name, fields in saved["states"].items()}
-    update = int(saved["batch"]["update"])
-    try:
+    with files.reading(path):
+        config, spec = from_plain(saved["config"]), EnvSpec(**{k: _tuples(v) for k, v in saved["spec"].items()})
+        config = dataclasses.replace(config, seeds=(saved["seed"],), device="cpu")
+        learner = assemble.agent(config, spec)
+        engine = Engine(learner, config.seeds, learner.settings.batch_size, compile=False, precision=config.precision)
+        states = {name: State(**fields) for name, fields in saved["states"].items()}
+        update = int(saved["batch"]["update"])
         bad = first_bad(learner, states, saved["batch"], _noise(engine, 0, update))
-    except LookupError as error:
-        raise ValueError(f"replay_fault: {path}: is not whole; {error} is missing") from error
     where = f"seed {saved['seed']}, update {update}"
     print(f"{where}: {bad or 'every number is finite here, in an eager update on a CPU'}")
     return 1 if bad else 0
@@ -156,9 +158,13 @@ def load(path: Path) -> dict[str, Any]:
     """What `keep` has written. Raises ValueError, one line, for any other file."""
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")
-        if saved["format"] == FORMAT:
+        missing = [name for name in ENTRIES if name not in saved]
+        if saved["format"] != FORMAT:
+            problem = f"in format {saved['format']}; this version reads format {FORMAT}"
+        elif missing:
+            problem = f"holds no {' and no '.join(missing)}"
+        else:
             return saved
-        problem = f"in format {saved['format']}; this version reads format {FORMAT}"
     except Exception as error:  # whatever a foreign file makes of the reader
         problem = f"cannot be read ({type(error).__name__})"
     raise ValueError(f"replay_fault: {path}: {problem}; expected a file from the folder {FOLDER}/ of a run")

@@ -37,13 +37,18 @@ def write(path: Path, content: bytes | memoryview | str) -> None:
 
 
 def read_json(path: Path, default: Any = None, kind: type = dict) -> Any:
-    """What a file of JSON holds; `default` without the file. Raises ValueError if it is damaged, or of another kind."""
+    """What a file of JSON holds; `default` without the file. Raises ValueError if it is damaged, or of another kind.
+
+    kind: dict, or list for a list of them.
+    """
     try:
         if not path.exists():
             return default
         found = json.loads(path.read_text())
         if not isinstance(found, kind):
             raise ValueError(f"holds a {type(found).__name__}")
+        if isinstance(found, list) and not all(isinstance(entry, dict) for entry in found):
+            raise ValueError("holds a list of something else")
         return found
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is damaged ({error}); remove it, and the same command goes on without") from error

@@ -97,7 +97,7 @@ def mixed(batches: Sequence[Batch]) -> Batch:
 def export(run_dir: Path, file: Path) -> dict[str, np.ndarray]:
     """Write what a run's replay holds, as of its newest checkpoint. -> the file's arrays
 
-    Raises ValueError if there is no checkpoint, or if the run saw frames.
+    Raises ValueError if there is no checkpoint, or it does not fit, or if the run saw frames.
     """
     newest = checkpoint.newest(run_dir)
     if newest is None:
@@ -108,7 +108,8 @@ def export(run_dir: Path, file: Path) -> dict[str, np.ndarray]:
     if env.spec.is_image:
         raise ValueError(f"{run_dir}: its replay holds frames; only vectors can be exported")
     replay = Replay(env.spec, config.seeds, **assemble.replay_options(config, env.spec))
-    replay.load(run_dir / "replay", checkpoint.load(newest)["replay"])
+    with checkpoint.fitting(newest):
+        replay.load(run_dir / "replay", checkpoint.load(newest)["replay"])
     found = transitions(replay.ring)
     content = io.BytesIO()
     np.savez_compressed(content, **found)  # type: ignore[arg-type]

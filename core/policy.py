@@ -84,11 +84,12 @@ class Policy:
 
 
 def load_policy(run_dir: str | Path) -> Policy:
-    """The policy of a run, from its newest whole checkpoint. Raises ValueError if there is none."""
+    """The policy of a run, from its newest whole checkpoint. Raises ValueError if there is none, or it does not fit."""
     folder = Path(run_dir)
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder}: no run here; expected a folder with {CONFIG}")
     newest = checkpoint.newest(folder)
     if newest is None:
         raise ValueError(f"{folder}: no checkpoint yet")
-    return Policy(from_plain(read_config(folder)), checkpoint.load(newest))
+    with checkpoint.fitting(newest):
+        return Policy(from_plain(read_config(folder)), checkpoint.load(newest))

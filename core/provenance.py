@@ -56,13 +56,19 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for name in ("python", "threads"):
         if before.get(name, now[name]) != now[name]:
             found.append(f"{name} ({before[name]}, now {now[name]})")
-    old, new = before.get("versions") or {}, now.get("versions") or {}
+    old, new = _table(before, "versions"), _table(now, "versions")
     found += [f"{name} ({old.get(name)}, now {new.get(name)})" for name in new if old.get(name) != new[name]]
     for name in ("cpu", "gpus"):
-        was, here = ((start.get("hardware") or {}).get(name) for start in (before, now))
+        was, here = (_table(start, "hardware").get(name) for start in (before, now))
         if was != here:
             found.append(f"{name} ({was}, now {here})")
     return found
+
+
+def _table(start: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An entry of a start; a file that somebody has changed may hold anything there."""
+    entry = start.get(name)
+    return entry if isinstance(entry, Mapping) else {}
 
 
 def _code(start: Mapping[str, Any]) -> str:

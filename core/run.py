@@ -39,11 +39,13 @@ def digest(folder: Path) -> int:
     if last is None:
         raise ValueError(f"{folder}: no checkpoint yet")
     state = checkpoint.load(last)
-    for component, field in FIELDS.items():
-        print(component, digest_of({part: fields[field] for part, fields in state["states"].items()}))
-    print("replay", state["replay"]["digest"])
-    print("streams", digest_of({name: state.get(name) for name in STREAMS}))
-    print("records", digest_of({name: files.sha256(folder / name, size) for name, size in state["records"].items()}))
+    with checkpoint.fitting(last):
+        for component, field in FIELDS.items():
+            print(component, digest_of({part: fields[field] for part, fields in state["states"].items()}))
+        print("replay", state["replay"]["digest"])
+        print("streams", digest_of({name: state.get(name) for name in STREAMS}))
+        records = {name: files.sha256(folder / name, size) for name, size in state["records"].items()}
+        print("records", digest_of(records))
     return 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Self
 
-from core import assemble
+from core import assemble, checkpoint
 from core.averages import Averages
 from core.checkpoint import Replay
 from core.clock import Clock, Unit
@@ -68,7 +68,8 @@ class Session:
             if saved is None:
                 self.begin()
             else:
-                self.load_state_dict(saved)
+                with checkpoint.fitting(checkpoint.checkpoints(self.folder.path)[-1]):
+                    self.load_state_dict(saved)
                 for change in self.folder.changed:
                     self.progress.say(
                         f"since step {self.clock.env_steps} {change} has changed; the last bits may differ"

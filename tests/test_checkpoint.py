@@ -20,6 +20,7 @@ from core import checkpoint
 from core.digest import digest
 
 RECORD = "metrics.jsonl"
+REST = {name: {} for name in checkpoint.ENTRIES if name != "replay"}
 
 
 class Run:
@@ -37,7 +38,8 @@ class Run:
 
     def state(self) -> dict:
         weights = torch.full((5,), float(self.step))
-        return {"w": weights, "clock": {"step": self.step}, "records": {RECORD: (self.folder / RECORD).stat().st_size}}
+        records = {RECORD: (self.folder / RECORD).stat().st_size}
+        return REST | {"w": weights, "clock": {"step": self.step}, "records": records}
 
     def save(self) -> Path:
         return checkpoint.save(self.folder, self.step, self.state(), self.replay)
@@ -78,7 +80,7 @@ def quiet(line: str) -> None:
 
 
 def test_tensors_and_plain_data_come_back_as_they_were(tmp_path):
-    state = {
+    state = REST | {
         "half": torch.randn(3, dtype=torch.bfloat16),
         "view": torch.arange(1_000_000)[10:14],
         "transposed": torch.arange(6.0).reshape(2, 3).T,

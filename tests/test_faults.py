@@ -304,7 +304,11 @@ def test_what_is_shown_again_takes_no_other_settings(monkeypatch, capsys):
     assert capsys.readouterr().err == "replay_fault: stands alone; its file holds the whole configuration\n"
 
 
-@pytest.mark.parametrize("content", [b"", b"not a fault", None])
+EMPTY = dict.fromkeys(faults.ENTRIES, {})
+FOREIGN = [b"", b"not a fault", *(checkpoint.packed(tree, "") for tree in ({}, {"format": 1}, {"format": 1} | EMPTY))]
+
+
+@pytest.mark.parametrize("content", [*FOREIGN, None])
 def test_a_foreign_file_is_refused_in_one_line(content, tmp_path, monkeypatch, capsys):
     path = tmp_path / "fault.pt"
     if content is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -16,6 +15,7 @@ import pytest
 import torch
 import zstandard
 from learners import CONTROL
+from spoilers import sign, write_manifest
 
 import ablate
 import train
@@ -169,16 +169,6 @@ def marker(tmp_path) -> Iterator[Path]:
     assert not path.exists(), "the program ran"
 
 
-def sign(path: Path) -> None:
-    """Make the manifest of a checkpoint say that all its files are as they were written."""
-    run, manifest = path.parents[1], json.loads((path / "manifest.json").read_text())
-    for entry in manifest["files"]:
-        content = (run / entry["path"]).read_bytes()
-        entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (path / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    assert not list(checkpoint.problems(path))
-
-
 def said_by_training(run: Path) -> str:
     with pytest.raises(BadConfig) as error:
         train.train(load([*ARGUMENTS, f"run_dir={run}"]))
@@ -275,10 +265,10 @@ def test_a_manifest_that_is_none_is_passed_over(run, marker, content):
 
 @pytest.mark.parametrize("path", ["\0", "..", "x" * 5_000, "/dev/null"])
 def test_a_manifest_with_an_impossible_path_is_passed_over(run, path):
-    manifest = newest_of(run) / "manifest.json"
-    content = json.loads(manifest.read_text())
-    content["files"][-1]["path"] = path
-    manifest.write_text(json.dumps(content, indent=1))
+    last = newest_of(run)
+    manifest = json.loads((last / "manifest.json").read_text())
+    manifest["files"][-1]["path"] = path
+    write_manifest(last, manifest)
     assert passed_over(run)
 
 

@@ -18,7 +18,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spoilers import FUZZ, Bomb, bomb, refused, spoilt_bytes, spoilt_trees
+from spoilers import FUZZ, Bomb, bomb, refused, sign, spoilt_bytes, spoilt_trees, write_manifest
 
 import train
 from core import checkpoint
@@ -168,12 +168,8 @@ def agreed(out: Path, content: bytes) -> None:
     for older in checkpoint.checkpoints(out / RUN)[:-1]:
         shutil.rmtree(older)
     (out / RUN / "done.json").unlink()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for entry in manifest["files"]:
-        if entry["path"].endswith("state.pt"):
-            entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / "state.pt").write_bytes(content)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    sign(folder)
 
 
 def saved(state) -> bytes:
@@ -228,7 +224,7 @@ def test_a_manifest_with_entries_of_other_kinds_is_passed_over_or_refused(whole,
     def spoil(tree):
         with copied(whole) as out:
             (out / RUN / "done.json").unlink()
-            (out / RUN / CHECKPOINT / "manifest.json").write_text(json.dumps(tree))
+            write_manifest(out / RUN / CHECKPOINT, tree)
             refused(reader, out, naming="reach|checkpoint")
 
     spoil()
@@ -241,17 +237,12 @@ def test_a_chunk_of_replay_that_agrees_with_its_checkpoint_is_refused_if_it_is_n
     with copied(whole) as out:
         monkeypatch.chdir(out)
         folder, chunk = out / RUN / CHECKPOINT, place(out, "replay")
-        state, sha = checkpoint.load(folder), hashlib.sha256(content).hexdigest()
+        state = checkpoint.load(folder)
         for entry in state["replay"]["files"]:
             if entry["file"] == chunk.name:
-                entry["sha256"] = sha
-        agreed(out, saved(state))
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for entry in manifest["files"]:
-            if entry["path"].endswith(chunk.name):
-                entry |= {"bytes": len(content), "sha256": sha}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+                entry["sha256"] = hashlib.sha256(content).hexdigest()
         chunk.write_bytes(content)
+        agreed(out, saved(state))
         assert refused(resumed, out, naming="reach|checkpoint")
         played(out)
         assert not Path("MARKER").exists()
