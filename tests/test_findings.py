@@ -80,3 +80,11 @@ def test_every_claim_is_about_arms_of_its_ablation_and_the_page_is_made_of_the_k
         assert set(Kept(findings.KEPT / f"{name}.csv").arms) == set(arms)
     assert len({claim.text for claim in CLAIMS}) == len(CLAIMS)
     assert Path("docs/findings.md").read_text() == findings.page()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["rnu"], ["run", "onyl=chunks"], ["run", "only=chunk"]])
+def test_what_is_misspelt_runs_and_writes_nothing(words, monkeypatch, capsys):
+    monkeypatch.setattr(findings, "run", None)
+    monkeypatch.setattr(findings.files, "write", None)
+    assert findings.main(words) == 2
+    assert "python -m benchmarks.findings run [only=NAME,...]" in capsys.readouterr().err

@@ -61,6 +61,23 @@ def test_every_stream_can_be_learned_from(tmp_path, name):
     assert len(rows(tmp_path)) == 3 and losses[1] < losses[0]  # the first forty updates are one stage
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        ["net=cnn", "net.width=16", "agent.augment.shift=1", "agent.augment.flip=true", "seeds=[0,1]"],
+        ["net=resnet18", "interventions=[shrink_and_perturb]", "interventions.shrink_and_perturb.when.every=2"],
+        pytest.param(["net=vgg16", "interventions=[shrink_and_perturb]"], marks=pytest.mark.slow),
+        pytest.param(["net=vit", "net.patch=2", "interventions=[l2_init]"], marks=pytest.mark.slow),
+    ],
+    ids=lambda network: network[0],
+)
+def test_every_network_of_images_can_be_trained(tmp_path, network):
+    arguments = ["env=testbed/warm_start", "compile=false", "env.stage=3", "steps=6", "agent.batch_size=8"]
+    assert testbeds.train(load([*arguments, "log_every=1", *network, f"run_dir={tmp_path}"])) == 0
+    losses = [row["classifier/loss"] for row in metrics(tmp_path) if "classifier/loss" in row]
+    assert len(losses) == 6 and not (tmp_path / "faults").exists()
+
+
 def test_online_accuracy_is_the_mean_of_what_updates_report(tmp_path):
     with TestbedSession(load([*PIXELS, f"run_dir={tmp_path}"])) as run:
         reported = []
