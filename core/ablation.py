@@ -174,9 +174,11 @@ def _owner(key: str) -> str:
 
 def _with_controls(arms: Mapping[str, Any], controls: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
     """Every arm, and after it an arm for each of its controls."""
-    for arm in controls:
+    for arm, kinds in controls.items():
         if arm not in arms:
             raise ValueError(f"{path}: controls: {show(arm)} given; {nearest(show(arm), arms)}")
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+            raise ValueError(f"{path}: controls: {arm}: {show(kinds)} given; expected a list, as in [identity]")
     for arm, content in arms.items():
         yield arm, content
         for control in controls.get(arm, ()):
@@ -211,7 +213,7 @@ def _interventions(arm: str, entries: Any, path: Path) -> dict[str, Any]:
     for entry in entries if isinstance(entries, list) else [entries]:
         if isinstance(entry, str):
             names.append(entry)
-        elif isinstance(entry, dict) and "name" in entry:
+        elif isinstance(entry, dict) and isinstance(entry.get("name"), str):
             names.append(entry["name"])
             for key, value in entry.items():
                 if key != "name":

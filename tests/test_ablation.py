@@ -92,6 +92,8 @@ MISTAKES = {
     "base: lnn": "base: lnn given; did you mean ln?",
     "controls: {lnn: [identity]}": "controls: lnn given; did you mean ln?",
     "controls: {ln: [identity]}": "controls: ln: has no intervention that acts by events",
+    "controls: {ln: identity}": "controls: ln: identity given; expected a list, as in [identity]",
+    "controls: {ln: }": "controls: ln: null given; expected a list, as in [identity]",
     "controls: {both: [identty]}": "arm both-identty on toy/chain: interventions.reset.control: identty given; exp",
 }
 
@@ -108,6 +110,7 @@ def test_a_mistake_is_one_line_that_names_the_file_and_the_key(tmp_path, line, a
     [
         ("ln: [layer_norm]", "ln: [layer_nrm]", "arm ln on toy/chain: interventions: layer_nrm given; did you mean"),
         ("ln: [layer_norm]", "ln: layer_norm", "arms: ln: layer_norm given; expected a list of interventions"),
+        ("ln: [layer_norm]", "ln: [{name: [layer_norm]}]", "arms: ln: {name:[layer_norm]} given; expected an"),
         ("ln: [layer_norm]", "ln: [{where: [all]}]", "arms: ln: "),
         ("ln: [layer_norm]", "a/b: [layer_norm]", "arms: a/b given; expected a name that can be a folder's"),
         ("toy/lives", "toy/live", "arm base on toy/live: env: toy/live given; did you mean toy/lives?"),
