@@ -69,6 +69,8 @@ def _campaign(path: Path, arguments: list[str]) -> Iterator[Campaign]:
     for cell in ablation.cells:
         check(cell)
     chosen = launcher(given.get("launcher", "local"), ablation.out, settings)
+    if ablation.out.exists() and not ablation.out.is_dir():
+        raise ValueError(f"out: {ablation.out} is a file; choose a folder")
     ablation.out.mkdir(parents=True, exist_ok=True)
     with alone(ablation.out):
         files.write(ablation.out / "ablation.yaml", yaml.safe_dump(ablation.tree, sort_keys=False))
@@ -76,8 +78,9 @@ def _campaign(path: Path, arguments: list[str]) -> Iterator[Campaign]:
 
 
 def _count(name: str, text: str) -> int:
-    if not text.isdecimal() or (name == "workers" and int(text) < 1):
-        raise ValueError(f"{name}: {text} given; expected a whole number")
+    least = 1 if name == "workers" else 0
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{name}: {text} given; expected a whole number, at least {least}")
     return int(text)
 
 

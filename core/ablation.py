@@ -33,6 +33,7 @@ from core.config import BadConfig, Config, load
 from core.options import nearest, show
 
 KEYS = ("tasks", "seeds", "settings", "arms", "controls", "base", "overlay", "sizes")
+OF_THE_LAUNCHER = ("run_dir", "seeds", "env")
 OF_A_SIZE = ("tasks", "seeds", "settings", "overlay")
 
 
@@ -108,7 +109,7 @@ def read(path: Path, out: Path | None = None, size: str = "") -> Ablation:
     if not arms:
         raise ValueError(f"{path}: arms: none given; expected NAME: [interventions], as in base: []")
     for arm in arms:
-        if not re.fullmatch(r"[\w.+-]+", str(arm)):
+        if not isinstance(arm, str) or not re.fullmatch(r"[\w.+-]+", arm):
             raise ValueError(f"{path}: arms: {show(arm)} given; expected a name that can be a folder's")
     every = dict(_with_controls(arms, _mapping(tree, "controls", path), path))
     base = tree.get("base", next(iter(every)))
@@ -117,6 +118,11 @@ def read(path: Path, out: Path | None = None, size: str = "") -> Ablation:
     out = out or Path("runs") / (f"{path.stem}-{size}" if size else path.stem)
     overlay = _settings("overlay", _mapping(tree, "overlay", path), path)
     contents = {arm: settings | _settings(arm, content, path) | overlay for arm, content in every.items()}
+    for key in OF_THE_LAUNCHER:
+        if any(key in content for content in contents.values()):
+            raise ValueError(
+                f"{path}: {key}: set by ablate.py; out=FOLDER and the file's seeds and tasks say where and what"
+            )
     _check_names({**settings, **overlay}, contents, path)
     cells = tuple(
         _cell(arm, task, tuple(seeds), _of_chosen(content), out, path)

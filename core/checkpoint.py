@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -105,7 +106,8 @@ def load(checkpoint: Path) -> dict:
     """The state that was saved, on the CPU. Raises ValueError, one line, for a file that holds no state of a run."""
     path = checkpoint / STATE
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings(action="ignore"):  # what torch thinks of a stranger's pickle
+            state = torch.load(path, weights_only=True, map_location="cpu")
     except OSError:
         raise
     except Exception as error:  # whatever such a file makes of its reader; nothing of it has been run
@@ -139,8 +141,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=_order)
 
 
-def problems(checkpoint: Path, records: bool = True) -> Iterator[str]:
-    """One line for each file of a checkpoint that is not as it was written. records: those too that it knows of."""
+def problems(checkpoint: Path, records: bool = True, over: bool = False) -> Iterator[str]:
+    """One line for each file of a checkpoint that is not as it was written.
+
+    records: those too that it knows of. over: it is the end of its run, and they have not grown since.
+    """
     folder, name = checkpoint.parents[1], f"{CHECKPOINTS}/{checkpoint.name}/{MANIFEST}"
     try:
         manifest = _manifest(checkpoint)
@@ -150,7 +155,7 @@ def problems(checkpoint: Path, records: bool = True) -> Iterator[str]:
         if manifest["step"] != step(checkpoint):
             yield f"{name}: of step {manifest['step']}"
         expected = [(*_entry(entry), True) for entry in manifest["files"]]
-        known = [(*_entry(entry), False) for entry in manifest["records"]]
+        known = [(*_entry(entry), over) for entry in manifest["records"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         yield f"{name}: cannot be read ({type(error).__name__}: {error})"
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import re
 import sys
@@ -107,7 +108,7 @@ def register(argv: Iterable[str] = ()) -> None:
 
 def _at_most(share: float, whole: int, wanted: int) -> int:
     """What is wanted, but no more than a share of the whole: how a default fits itself to a short run."""
-    if not isinstance(whole, int | float):
+    if not isinstance(whole, int | float) or not math.isfinite(whole):
         return wanted  # whoever builds the options will say what is wrong with the whole
     return min(wanted, int(share * whole))
 

@@ -13,6 +13,7 @@ their step already when they are kept.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,7 +158,8 @@ def replay(path: Path) -> int:
 def load(path: Path) -> dict[str, Any]:
     """What `keep` has written. Raises ValueError, one line, for any other file."""
     try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings(action="ignore"):  # what torch thinks of a stranger's pickle
+            saved = torch.load(path, weights_only=True, map_location="cpu")
         missing = [name for name in ENTRIES if name not in saved]
         if saved["format"] != FORMAT:
             problem = f"in format {saved['format']}; this version reads format {FORMAT}"
@@ -165,6 +167,8 @@ def load(path: Path) -> dict[str, Any]:
             problem = f"holds no {' and no '.join(missing)}"
         else:
             return saved
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
     except Exception as error:  # whatever a foreign file makes of the reader
         problem = f"cannot be read ({type(error).__name__})"
     raise ValueError(f"replay_fault: {path}: {problem}; expected a file from the folder {FOLDER}/ of a run")

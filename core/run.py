@@ -52,7 +52,8 @@ def digest(folder: Path) -> int:
 def verify(folder: Path) -> int:
     """Compare every file with the manifests of the checkpoints, and read those that no manifest lists."""
     found = checkpoint.checkpoints(folder)
-    problems = [line for path in found for line in checkpoint.problems(path)]
+    over = found[-1:] if (folder / run_folder.DONE).exists() else []
+    problems = [line for path in found for line in checkpoint.problems(path, over=path in over)]
     problems += run_folder.problems(folder)
     if not found:
         problems.append(f"{folder}: no checkpoint")

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from types import FrameType
 
@@ -40,4 +42,6 @@ class Stop:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        with contextlib.suppress(OSError):  # print may be under way, and cannot be interrupted by itself
+            os.write(2, f"\n{signal.Signals(number).name}: saving and stopping\n".encode())
         self.ask(signal.Signals(number).name, 128 + number)

@@ -151,7 +151,8 @@ def test_a_job_of_a_cell_that_is_no_more_is_let_go(file):
     [
         (["nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["FILE", "worker=2"], "worker: no such option; expected size, out, workers, retries or launcher"),
-        (["FILE", "workers=0"], "workers: 0 given"),
+        (["FILE", "workers=0"], "workers: 0 given; expected a whole number, at least 1"),
+        (["FILE", "out=FILE"], "out: FILE is a file; choose a folder"),
         (["FILE", "size=smoke"], "FILE: size=smoke given; it has no sizes"),
         (["FILE", "launcher=slrum"], "launcher: slrum given; did you mean slurm?"),
         (["FILE", "launcher.num_gpus=1"], "launcher.num_gpus: launcher=local has no settings; use workers=N"),

@@ -94,6 +94,7 @@ MISTAKES = {
     "controls: {ln: [identity]}": "controls: ln: has no intervention that acts by events",
     "controls: {ln: identity}": "controls: ln: identity given; expected a list, as in [identity]",
     "controls: {ln: }": "controls: ln: null given; expected a list, as in [identity]",
+    "overlay: {run_dir: elsewhere}": "run_dir: set by ablate.py",
     "controls: {both: [identty]}": "arm both-identty on toy/chain: interventions.reset.control: identty given; exp",
 }
 
@@ -112,6 +113,7 @@ def test_a_mistake_is_one_line_that_names_the_file_and_the_key(tmp_path, line, a
         ("ln: [layer_norm]", "ln: layer_norm", "arms: ln: layer_norm given; expected a list of interventions"),
         ("ln: [layer_norm]", "ln: [{name: [layer_norm]}]", "arms: ln: {name:[layer_norm]} given; expected an"),
         ("ln: [layer_norm]", "ln: [{where: [all]}]", "arms: ln: "),
+        ("ln: [layer_norm]", "null: [layer_norm]", "arms: null given; expected a name that can be a folder's"),
         ("ln: [layer_norm]", "a/b: [layer_norm]", "arms: a/b given; expected a name that can be a folder's"),
         ("toy/lives", "toy/live", "arm base on toy/live: env: toy/live given; did you mean toy/lives?"),
         ("seeds: [0, 3]", "seeds: [0, 0]", "seeds: [0,0] given; expected a list without repetitions"),

@@ -201,6 +201,7 @@ PICKLES = {
 }
 
 
+@pytest.mark.filterwarnings("error:Detected pickle")
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_state_that_is_a_program_is_refused_in_one_line_by_everything_that_loads_it(run, marker, capsys, kind):
     last = newest_of(run)

@@ -246,6 +246,15 @@ def test_force_goes_on_with_another_configuration_also_after_the_end_and_says_so
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 80
 
 
+def test_rows_that_were_added_to_a_finished_run_are_found(tmp_path, capsys):
+    train(tmp_path)
+    assert command(capsys, "verify", tmp_path)[0] == 0
+    with (tmp_path / "eval.csv").open("a") as file:
+        file.write("40,toy/chain,0,9,999.0,40,40,params\n")
+    code, lines, _ = command(capsys, "verify", tmp_path)
+    assert code == 1 and len(lines) == 1 and lines[0].startswith("eval.csv: ")
+
+
 def test_of_a_longer_run_that_is_told_to_be_short_other_settings_are_told_first(tmp_path):
     train(tmp_path)
     with pytest.raises(ValueError, match="another configuration .*learning_rate was 1e-05, now 0.1; steps was 40"):
