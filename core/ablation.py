@@ -98,7 +98,7 @@ def read(path: Path, out: Path | None = None, size: str = "") -> Ablation:
         raise ValueError(f"{path}: expected {', '.join(KEYS)}")
     for key in tree:
         if key not in KEYS:
-            raise ValueError(f"{path}: {key}: no such key; {nearest(show(key), KEYS)}")
+            raise ValueError(f"{path}: {show(key)}: no such key; {nearest(show(key), KEYS)}")
     tree = _sized(tree, size, path)
     tasks, seeds = _list(tree, "tasks", path), _list(tree, "seeds", path)
     named = [("tasks", task) for task in tasks] + [(key, tree[key]) for key in ("base",) if key in tree]
@@ -143,7 +143,7 @@ def _sized(tree: dict[str, Any], size: str, path: Path) -> dict[str, Any]:
     diff = _mapping(sizes, size, path)
     for key in diff:
         if key not in OF_A_SIZE:
-            raise ValueError(f"{path}: sizes: {size}: {key}: no such key; {nearest(show(key), OF_A_SIZE)}")
+            raise ValueError(f"{path}: sizes: {size}: {show(key)}: no such key; {nearest(show(key), OF_A_SIZE)}")
     laid = {key: _mapping(tree, key, path) | _mapping(diff, key, path) for key in ("settings", "overlay")}
     return tree | diff | laid
 

@@ -12,6 +12,7 @@ import functools
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,8 @@ def _replay_fault(path: str) -> NoReturn:
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """A mistake in the configuration ends the process in one line, exit code 2; anything else is a bug, and shown."""
+    """What ends the process is told in one line: a mistake in the configuration, exit code 2, a failed environment, an
+    impatient user; anything else is a bug, and shown."""
     try:
         yield
     except (BadConfig, HydraException) as error:
@@ -88,6 +90,9 @@ def _one_line() -> Iterator[None]:
         advice = ", with on_failure=restart past such errors" if error.restart else ""
         print(f"{error}; the same command goes on{advice}", file=sys.stderr)
         sys.exit(ENVIRONMENT)
+    except KeyboardInterrupt:  # the second Ctrl-C
+        print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def load(argv: Sequence[str]) -> Config:

@@ -26,7 +26,7 @@ from typing import Any, cast
 from core import rooms
 from core.clock import Clock
 from core.instance import intervention
-from core.options import build, nearest, plain, show
+from core.options import build, nearest, plain, printable, show
 from core.run_options import REPLAYS, Prioritised, Run, Uniform
 
 
@@ -35,7 +35,7 @@ class BadConfig(ValueError):
 
     def __init__(self, message: str) -> None:
         line = " ".join(message.split())
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+        super().__init__(printable(line))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,12 @@ def show(value: Any) -> str:
         return "[" + ",".join(map(show, value)) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value) or "''"
+    return printable(str(value)) or "''"
+
+
+def printable(text: str) -> str:
+    """The same, with escapes for what a terminal would not show, or obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _under(key: str, name: str) -> str:
