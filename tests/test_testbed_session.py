@@ -65,7 +65,10 @@ def test_every_stream_can_be_learned_from(tmp_path, name):
     "network",
     [
         ["net=cnn", "net.width=16", "agent.augment.shift=1", "agent.augment.flip=true", "seeds=[0,1]"],
-        ["net=resnet18", "interventions=[shrink_and_perturb]", "interventions.shrink_and_perturb.when.every=2"],
+        pytest.param(
+            ["net=resnet18", "interventions=[shrink_and_perturb]", "interventions.shrink_and_perturb.when.every=2"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["net=vgg16", "interventions=[shrink_and_perturb]"], marks=pytest.mark.slow),
         pytest.param(["net=vit", "net.patch=2", "interventions=[l2_init]"], marks=pytest.mark.slow),
     ],
