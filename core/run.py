@@ -52,8 +52,8 @@ def digest(folder: Path) -> int:
 def verify(folder: Path) -> int:
     """Compare every file with the manifests of the checkpoints, and read those that no manifest lists."""
     found = checkpoint.checkpoints(folder)
-    over = found[-1:] if (folder / run_folder.DONE).exists() else []
-    problems = [line for path in found for line in checkpoint.problems(path, over=path in over)]
+    over = (folder / run_folder.DONE).exists()
+    problems = [line for path in found for line in checkpoint.problems(path, over=over and path == found[-1])]
     problems += run_folder.problems(folder)
     if not found:
         problems.append(f"{folder}: no checkpoint")
