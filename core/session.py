@@ -62,21 +62,27 @@ class Session:
         )
         self.progress = Progress(self)
         self.folder.storage.say = self.progress.say
-        self.trace = Trace(self.folder.path, self.folder.storage) if config.trace else None
-        if not self.finished:
-            saved = self.folder.resume()
-            if saved is None:
-                self.begin()
-            else:
-                with checkpoint.fitting(checkpoint.checkpoints(self.folder.path)[-1]):
-                    self.load_state_dict(saved)
-                for change in self.folder.changed:
-                    self.progress.say(
-                        f"since step {self.clock.env_steps} {change} has changed; the last bits may differ"
-                    )
-                self.watch.begin()
-                self._stop_where_diverged()
-            self.folder.accept()
+        try:
+            self.trace = Trace(self.folder.path, self.folder.storage) if config.trace else None
+            if not self.finished:
+                self._go_back()
+        except BaseException:  # nobody will have this session to close it
+            self.folder.close()
+            raise
+
+    def _go_back(self) -> None:
+        """Begin, or go back to the newest checkpoint."""
+        saved = self.folder.resume()
+        if saved is None:
+            self.begin()
+        else:
+            with checkpoint.fitting(checkpoint.checkpoints(self.folder.path)[-1]):
+                self.load_state_dict(saved)
+            for change in self.folder.changed:
+                self.progress.say(f"since step {self.clock.env_steps} {change} has changed; the last bits may differ")
+            self.watch.begin()
+            self._stop_where_diverged()
+        self.folder.accept()
 
     # what a kind of run brings
 

@@ -96,8 +96,9 @@ def test_a_forced_configuration_that_does_not_fit_leaves_the_folder_as_it_was(tm
     play(tmp_path, RUNS["sac"])
     names = ("config.yaml", "done.json", "provenance.json", "metrics.jsonl", "eval.csv")
     before = {name: (tmp_path / name).read_bytes() for name in names}
-    with pytest.raises(BadConfig, match="does not fit this configuration"):
+    with pytest.raises(BadConfig, match="does not fit this configuration") as raised:
         play(tmp_path, [*RUNS["sac"], "net.width=8", "resume=force"])
+    assert raised.tb  # it holds the session that was not built: its folder must be free nevertheless
     assert {name: (tmp_path / name).read_bytes() for name in names} == before
     assert play(tmp_path, RUNS["sac"]) == 0
 
