@@ -30,7 +30,7 @@ import yaml
 
 from core import rooms
 from core.config import BadConfig, Config, load
-from core.options import nearest, show
+from core.options import nearest, one_line, show
 
 KEYS = ("tasks", "seeds", "settings", "arms", "controls", "base", "overlay", "sizes")
 OF_THE_LAUNCHER = ("run_dir", "seeds", "env")
@@ -93,7 +93,7 @@ def read(path: Path, out: Path | None = None, size: str = "") -> Ablation:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"{path}: line {line}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # no text, too deep, odd numbers and keys
-        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path}: cannot be read ({one_line(error)})") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected {', '.join(KEYS)}")
     for key in tree:

@@ -12,6 +12,7 @@ from core import assemble
 from core.config import Config, clock_of
 from core.evaluation import LANES, evaluate, mean_scores
 from core.offline import OfflineData, mixed
+from core.options import one_line
 from core.randomness import host_generator
 from core.rehearsal import blank
 from core.replay import Replay
@@ -198,7 +199,7 @@ class AgentSession(Session):
         except (ValueError, OSError):
             raise
         except FAILURES as error:  # whatever a simulator raises is what is wrong with it
-            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            told = f"{type(error).__name__}: {one_line(error)}"
             raise ValueError(f"env: {task} does not open ({told}); python -m core.doctor looks closer") from error
 
     def _opened(self, task: str) -> list[Env]:
@@ -206,7 +207,7 @@ class AgentSession(Session):
         try:
             return self._open_envs(task)
         except (ValueError, OSError) as error:
-            raise EnvironmentFailed(" ".join(str(error).split()), undone=True) from error
+            raise EnvironmentFailed(one_line(error), undone=True) from error
 
     def _lanes(self, episodes: int) -> list[list[Env]]:
         """Environments for evaluation on the current task: so many sets as episodes go side by side."""

@@ -52,7 +52,11 @@ class Averages:
         }
 
     def load_state_dict(self, saved: dict[str, Any], device: torch.device | str = "cpu") -> None:
-        self._sums = {name: total.to(device) for name, total in saved["sums"].items()}
-        self._count = saved["count"]
-        self._returns = [list(r) for r in saved["returns"]]
-        self.latest, self.diverged = list(saved["latest"]), list(saved["diverged"])
+        """Raises ValueError for what are not the averages of so many members."""
+        members = len(self._returns)
+        self._sums = {str(name): total.to(device).reshape(members) for name, total in saved["sums"].items()}
+        self._count = int(saved["count"])
+        self._returns = [[float(score) for score in saved["returns"][member]] for member in range(members)]
+        latest = [saved["latest"][member] for member in range(members)]
+        self.latest = [None if score is None else float(score) for score in latest]
+        self.diverged = [int(seed) for seed in saved["diverged"]]

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from core import files
+from core.options import one_line
 from core.replay_store import prune
 
 FORMAT = 1
@@ -126,12 +127,15 @@ def load(checkpoint: Path) -> dict:
 @contextlib.contextmanager
 def fitting(checkpoint: Path) -> Iterator[None]:
     """Inside, whatever an entry of another kind makes of those who read this state becomes one line: ValueError."""
+    path = checkpoint / STATE
     try:
         yield
-    except (TypeError, LookupError, AttributeError, OverflowError) as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except (TypeError, LookupError, AttributeError, OverflowError, RuntimeError) as error:
+        told = f"{type(error).__name__}: {one_line(error)}"
         advice = "go on with the version that wrote it, or remove this checkpoint"
-        raise ValueError(f"{checkpoint / STATE}: does not fit this version ({told}); {advice}") from error
+        raise ValueError(f"{path}: does not fit this version ({told}); {advice}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {one_line(error)}") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -105,6 +105,9 @@ class Clock:
         return {name: getattr(self, name) for name in names} | {"last": dict(self.last)}
 
     def load_state_dict(self, saved: dict) -> None:
-        """Raises KeyError for a count that is not there."""
+        """Raises KeyError for a count that is not there, ValueError for one that no run reaches."""
         for name in self.state_dict():
-            setattr(self, name, dict(saved[name]) if name == "last" else saved[name])
+            counts = saved[name] if name == "last" else {name: saved[name]}
+            if not all(0 <= count < 2**60 for count in counts.values()):
+                raise ValueError(f"counts {counts} of {name}; expected what a run reaches")
+            setattr(self, name, dict(counts) if name == "last" else saved[name])

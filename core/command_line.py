@@ -32,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from core import rooms
 from core.config import BadConfig, Config, check_device, from_plain, resolved, setting_up
-from core.options import nearest, no_such_setting, plain, settings, show
+from core.options import nearest, no_such_setting, one_line, plain, settings, show
 from core.rooms import CONFIGS, choices
 from core.run_options import NESTED, Run
 from core.signals import ENVIRONMENT
@@ -84,14 +84,14 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (BadConfig, HydraException) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         sys.exit(2)
     except EnvironmentFailed as error:
         advice = ", with on_failure=restart past such errors" if error.restart else ""
         print(f"{error}; the same command goes on{advice}", file=sys.stderr)
         sys.exit(ENVIRONMENT)
     except KeyboardInterrupt:  # the second Ctrl-C
-        print("stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("stopped at once; the same command goes on from what was saved before", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
@@ -194,7 +194,7 @@ def jobs(argv: Sequence[str], multirun: bool) -> list[Config]:
         with initialize(config_path=None, version_base="1.3"):
             found = [_config(_composed(line)) for line in lines]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise BadConfig(" ".join(str(error).split())) from error
+        raise BadConfig(one_line(error)) from error
     if len({job.run_dir for job in found}) < len(found):
         raise BadConfig("run_dir: several runs of this sweep would share a folder; leave run_dir out")
     return found

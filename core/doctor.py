@@ -25,6 +25,7 @@ from core import assemble
 from core.clock import Clock
 from core.config import BadConfig, Config, clock_of, load
 from core.engine import Engine
+from core.options import one_line
 from core.randomness import host_generator
 from core.replay import Replay
 
@@ -47,7 +48,7 @@ def simulator(config: Config) -> str:
         try:
             assemble.environments(config, task)().reset(0)
         except Exception as error:  # whatever a simulator raises is what is wrong with it
-            raise Fault(f"{task} does not open: {' '.join(str(error).split())}") from error
+            raise Fault(f"{task} does not open: {one_line(error)}") from error
     packages = PACKAGES.get(config.tasks[0].partition("/")[0], ())
     return ", ".join([*config.tasks, *(f"{name} {version(name)}" for name in packages)])
 
@@ -199,7 +200,7 @@ def main(argv: list[str]) -> int:
     try:
         return examine(load(argv))
     except (BadConfig, ValueError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 2
 
 

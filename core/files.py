@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.options import one_line
+
 
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
@@ -66,8 +68,7 @@ def reading(path: Path) -> Iterator[None]:
     except Damaged:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, csv.Error) as error:
-        told = " ".join(str(error).split())
-        raise Damaged(f"{path}: cannot be read ({type(error).__name__}: {told})") from error
+        raise Damaged(f"{path}: cannot be read ({type(error).__name__}: {one_line(error)})") from error
 
 
 def json_rows(path: Path) -> list[dict[str, Any]]:

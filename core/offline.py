@@ -17,12 +17,11 @@ import numpy as np
 import torch
 
 from core import assemble, checkpoint
-from core.config import from_plain
 from core.files import write
 from core.randomness import host_generator
 from core.replay import Replay
 from core.replay_ring import CLOSING, TERMINAL, Ring
-from core.run_folder import read_config
+from core.run_folder import config_of
 from core.spec import EnvSpec
 from core.state import Batch
 
@@ -102,14 +101,15 @@ def export(run_dir: Path, file: Path) -> dict[str, np.ndarray]:
     newest = checkpoint.newest(run_dir)
     if newest is None:
         raise ValueError(f"{run_dir}: no checkpoint yet")
-    config = from_plain(read_config(run_dir))
+    config = config_of(run_dir)
     env = assemble.environments(config, config.tasks[-1])()
     env.close()
     if env.spec.is_image:
         raise ValueError(f"{run_dir}: its replay holds frames; only vectors can be exported")
     replay = Replay(env.spec, config.seeds, **assemble.replay_options(config, env.spec))
+    saved = checkpoint.load(newest)["replay"]
     with checkpoint.fitting(newest):
-        replay.load(run_dir / "replay", checkpoint.load(newest)["replay"])
+        replay.load(run_dir / "replay", saved)
     found = transitions(replay.ring)
     content = io.BytesIO()
     np.savez_compressed(content, **found)  # type: ignore[arg-type]

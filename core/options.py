@@ -95,6 +95,11 @@ def show(value: Any) -> str:
     return printable(str(value)) or "''"
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception says, without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def printable(text: str) -> str:
     """The same, with escapes for what a terminal would not show, or obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

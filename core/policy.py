@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from core import assemble, checkpoint
-from core.config import Config, from_plain
+from core.config import Config
 from core.engine import Engine
 from core.evaluation import LANES, Result, evaluate
-from core.run_folder import CONFIG, read_config
+from core.run_folder import CONFIG, config_of
 
 
 class Policy:
@@ -91,5 +91,6 @@ def load_policy(run_dir: str | Path) -> Policy:
     newest = checkpoint.newest(folder)
     if newest is None:
         raise ValueError(f"{folder}: no checkpoint yet")
+    config, saved = config_of(folder), checkpoint.load(newest)
     with checkpoint.fitting(newest):
-        return Policy(from_plain(read_config(folder)), checkpoint.load(newest))
+        return Policy(config, saved)

@@ -25,6 +25,7 @@ import yaml
 from torch import Tensor
 
 from core import checkpoint, files
+from core.config import Config, from_plain
 from core.evaluation import Result, mean_scores
 from core.options import show
 from core.provenance import changes, provenance
@@ -78,7 +79,7 @@ class RunFolder:
             forced = self._check(config, ignore, resume)
             self.finished = None if forced else files.read_json(self.path / DONE)
             if self.finished is None:
-                self._start, self._forced = provenance(), forced
+                self._start, self.forced = provenance(), forced
                 self.changed = self._changes(self._start, resume)
                 self._config = yaml.safe_dump(config, sort_keys=False)
                 if not forced:
@@ -95,7 +96,7 @@ class RunFolder:
         damaged = list(checkpoint.problems(last)) if last and self._mode == "force" else []
         for line in damaged:
             self.storage.say(f"{line}; it stays as it is")
-        self._forced = self._forced + damaged
+        self.forced = self.forced + damaged
         checkpoint.tidy(self.path, last)
         self.records = self._open.enter_context(closing(Records(self.path, self.storage)))
         self.records.truncate(state["records"] if state else {}, bool(damaged))
@@ -210,7 +211,7 @@ class RunFolder:
 
     def _sign(self) -> None:
         """Add this start to the provenance."""
-        start = self._start | ({"forced": self._forced} if self._forced else {})
+        start = self._start | ({"forced": self.forced} if self.forced else {})
         if patch := start.pop("patch", ""):
             files.write(self.path / start["diff"], patch)
         else:
@@ -228,6 +229,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{folder / CONFIG}: cannot be read; it holds no settings")
     return tree
+
+
+def config_of(folder: Path) -> Config:
+    """The configuration of a run. Raises ValueError, naming the file, if it is none of this version."""
+    tree = read_config(folder)
+    with files.reading(folder / CONFIG):
+        return from_plain(tree)
 
 
 def problems(folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ from core.checkpoint import Replay
 from core.clock import Clock, Unit
 from core.config import WITHOUT_EFFECT, Config, resolved
 from core.diagnostics import IMAGE, TIERS
+from core.digest import digest
 from core.engine import Engine
 from core.faults import FOLDER, Fault, Watch, cause, keep
 from core.progress import Progress
@@ -78,11 +79,22 @@ class Session:
         else:
             with checkpoint.fitting(checkpoint.checkpoints(self.folder.path)[-1]):
                 self.load_state_dict(saved)
+                if not self.folder.forced:
+                    self._compare(saved)
             for change in self.folder.changed:
                 self.progress.say(f"since step {self.clock.env_steps} {change} has changed; the last bits may differ")
             self.watch.begin()
             self._stop_where_diverged()
         self.folder.accept()
+
+    def _compare(self, saved: dict[str, Any]) -> None:
+        """Raises ValueError for a state that this run, told to go on from it, does not have in every bit."""
+        own = self.state_dict()
+        wrong = [f"its {name}" for name in own if digest(own[name]) != digest(saved[name])]
+        if self.replay.digest() != saved["replay"]["digest"]:
+            wrong.append("its replay")
+        if wrong:
+            raise ValueError(f"{' and '.join(wrong)} cannot be gone back to in every bit; remove this checkpoint")
 
     # what a kind of run brings
 
@@ -142,7 +154,7 @@ class Session:
         over = not self.going and self.stop.exit_code != DIVERGED
         if not self.save() or (over and not self._finish()):
             self.stop.exit_code = UNSAVED
-            self.progress.say(f"step {self.clock.env_steps} is not saved; the same command goes on from the last one")
+            self.progress.say(f"step {self.clock.env_steps} is not saved; the same command goes on from what was saved before")
         elif not over:
             self.progress.say(f"{self.stop.requested}: saved at step {self.clock.env_steps}; {self.stop.advice}")
         else:
@@ -246,5 +258,6 @@ class Session:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.clock.load_state_dict(saved["clock"])
         self.engine.load_state_dict(saved["engine"] | {"states": saved["states"]})
-        self.returns = saved["pending"].pop("scores")
+        scores = saved["pending"]["scores"]
+        self.returns = [float(scores[member]) for member in range(len(self.config.seeds))] if scores else []
         self.averages.load_state_dict(saved["pending"], self.config.device)

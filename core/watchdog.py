@@ -58,6 +58,6 @@ class Watchdog:
             if self._watching and self._ticks > self._limit:
                 line = f"{self.waiting_for()}: no answer for {self._limit:g} seconds (env_timeout)"
                 try:
-                    print(f"\n{line}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+                    print(f"\n{line}; the same command goes on from what was saved before", file=sys.stderr, flush=True)
                 finally:
                     os._exit(ENVIRONMENT)

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
 
+from core.options import one_line
 from core.spec import EnvSpec, Transition
 
 
@@ -21,7 +22,7 @@ class GymnasiumEnv:
         try:
             self._env = gymnasium.make(id, disable_env_checker=True)
         except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise ValueError(f"env: {name} cannot be made: {' '.join(str(error).split())}") from error
+            raise ValueError(f"env: {name} cannot be made: {one_line(error)}") from error
         shape, dtype = _observations(self._env.observation_space, name)
         num_actions, action_dim = _actions(self._env.action_space, name)
         self.spec = EnvSpec(name, shape, dtype, num_actions, action_dim)

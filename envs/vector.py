@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.options import one_line
 from core.randomness import env_seed
 from core.spec import Env, EnvStep, Episode, Transition
 from core.watchdog import FAILURES, EnvironmentFailed, Watchdog
@@ -106,10 +107,11 @@ class Vector:
         """
         self.observation = self.observation.copy()
         for i, env in enumerate(saved["envs"]):
+            actions = env["actions"].numpy().reshape(-1, *self.spec.action_shape)
             self._begin(i, env["episode"])
             self._failed[i] = env["failed"]
             try:
-                for action in env["actions"].numpy():
+                for action in actions:
                     self._play(i, action)
             except FAILURES as error:
                 raise EnvironmentFailed(f"played again, {self._told(i, error)}", undone=False) from error
@@ -204,4 +206,4 @@ class Vector:
 
 
 def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -29,7 +29,7 @@ import numpy as np
 import yaml
 
 from core import files
-from core.options import build, option
+from core.options import build, one_line, option
 from core.randomness import host_generator
 from core.statistics import student_interval
 
@@ -158,7 +158,7 @@ def main(argv: list[str]) -> int:
             lines = [Row._fields, *([*row[:3], f"{row.accuracy:.6g}", *row[4:]] for row in rows)]
             files.write(Path(s.out), "".join(",".join(map(str, line)) + "\n" for line in lines))
     except (ValueError, OSError, yaml.YAMLError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 2
     print(f"after {s.experiments} experiments, mean over {len(s.seeds)} seeds [95 % interval]\n\n{table(rows)}")
     return 0

@@ -205,7 +205,7 @@ def test_a_state_that_agrees_with_its_manifest_is_refused_if_it_is_none(whole, w
 def test_a_state_with_entries_of_other_kinds_is_passed_over_or_refused(whole, reader):
     state = checkpoint.load(whole / RUN / CHECKPOINT)
 
-    @settings(max_examples=100, **FUZZ)
+    @settings(max_examples=1_000, **FUZZ)
     @given(spoilt_trees(state, [torch.zeros(2), torch.zeros(1, 1, dtype=torch.int64)]))
     def spoil(tree):
         with copied(whole) as out:

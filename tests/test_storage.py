@@ -107,7 +107,7 @@ def test_a_disk_that_stays_full_leaves_the_last_checkpoint_and_an_exit_code(tmp_
 
         run = playing(tmp_path / "run", at_step)
         assert run.exit_code == UNSAVED and not run.finished
-        assert "step 80 is not saved; the same command goes on from the last one" in capsys.readouterr().err
+        assert "step 80 is not saved; the same command goes on from what was saved before" in capsys.readouterr().err
     assert [checkpoint.step(path) for path in checkpoint.checkpoints(tmp_path / "run")] == [20]
     assert not list((tmp_path / "run" / "checkpoints").glob(".*")) and not list((tmp_path / "run").rglob("*.tmp"))
     playing(tmp_path / "run")

@@ -19,6 +19,7 @@ from core import files
 from core.ablation import Cell
 from core.launchers import WITHOUT_RESULT, numbers
 from core.launchers.local import started
+from core.options import one_line
 
 DAY = 1_440  # minutes; submitit's own default would end a run after five
 REQUEUES = 1_000  # a job may outlive its time as often
@@ -34,7 +35,7 @@ def make(out: Path, options: dict[str, str]) -> Slurm:
         executor = submitit.AutoExecutor(out / "logs" / "slurm", cluster="slurm", slurm_max_num_timeout=REQUEUES)
         executor.update_parameters(name=out.name, **{"timeout_min": DAY, **numbers(options)})
     except (RuntimeError, NameError, ValueError, TypeError) as error:
-        raise ValueError(f"launcher=slurm: {' '.join(str(error).split())}") from error
+        raise ValueError(f"launcher=slurm: {one_line(error)}") from error
     return Slurm(executor, out)
 
 
@@ -54,7 +55,7 @@ class Slurm:
         try:
             job = self._executor.submit(Run(command, log))
         except FailedJobError as error:
-            raise ValueError(f"launcher=slurm: {' '.join(str(error).split())}") from error
+            raise ValueError(f"launcher=slurm: {one_line(error)}") from error
         with (self._folder / "jobs.jsonl").open("a") as file:
             file.write(json.dumps({"cell": cell.name, "job": job.job_id}) + "\n")
         return SlurmJob(job, self._queue)
