@@ -154,7 +154,9 @@ class Session:
         over = not self.going and self.stop.exit_code != DIVERGED
         if not self.save() or (over and not self._finish()):
             self.stop.exit_code = UNSAVED
-            self.progress.say(f"step {self.clock.env_steps} is not saved; the same command goes on from what was saved before")
+            self.progress.say(
+                f"step {self.clock.env_steps} is not saved; the same command goes on from what was saved before"
+            )
         elif not over:
             self.progress.say(f"{self.stop.requested}: saved at step {self.clock.env_steps}; {self.stop.advice}")
         else:
