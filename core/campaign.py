@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from core.ablation import Ablation, Cell
@@ -12,6 +12,7 @@ from core.cell_table import Table
 from core.cells import STOPPED, Attempts, Progress, holder, progress
 from core.launchers import Job, Launcher
 from core.signals import Stop
+from core.storage import Storage
 
 TRAIN = [sys.executable, str(Path(__file__).parents[1] / "train.py")]
 TESTBEDS = [sys.executable, "-m", "testbeds"]
@@ -23,14 +24,15 @@ class Campaign:
 
     def __init__(self, ablation: Ablation, launcher: Launcher, workers: int, retries: int) -> None:
         self.ablation, self.launcher, self.workers, self.retries = ablation, launcher, workers, retries
+        self.storage = Storage()
         self.attempts = Attempts(ablation.out)
-        self.attempts.forget()
         names = {cell.name for cell in ablation.cells}
         self.jobs: dict[str, Job] = {name: job for name, job in launcher.standing().items() if name in names}
         self.died: dict[str, str] = {}  # cells that are to be tried again, or given up -> the last cause
 
     def run(self, stop: Stop, table: Table) -> None:
         """Until every cell is finished or given up, or `stop` is requested: then jobs save and end, or outlive this."""
+        self.attempts.begin(self.storage)
         while not stop.requested:
             self._collect()
             standing = {cell.name: self._progress(cell) for cell in self.ablation.cells}
@@ -40,15 +42,16 @@ class Campaign:
             if not open_cells and not busy:
                 return
             for cell in open_cells[: max(0, self.workers - len(busy))]:
-                self.jobs[cell.name] = self.launcher.start(cell, command(cell), self.log(cell))
-                self.died.pop(cell.name, None)
+                if job := self.storage.attempt(f"the log of {cell.name}", partial(self._start, cell)):
+                    self.jobs[cell.name] = job
+                    self.died.pop(cell.name, None)
             time.sleep(PAUSE)
+        self.storage.ending = True
         for job in self.jobs.values():
             job.stop()
         while self.jobs and not self.launcher.outlived:
             time.sleep(PAUSE)
-            with suppress(OSError):  # an end that cannot be noted on a full disk is known all the same
-                self._collect()
+            self._collect()
 
     @property
     def given_up(self) -> dict[str, str]:
@@ -74,6 +77,9 @@ class Campaign:
         job = self.jobs.get(cell.name)
         return progress(cell, ours=job is not None and not job.waiting())
 
+    def _start(self, cell: Cell) -> Job:
+        return self.launcher.start(cell, command(cell), self.log(cell))
+
     def _is_open(self, cell: Cell, standing: Progress) -> bool:
         startable = standing.status in ("planned", "broken") and cell.name not in self.jobs
         return startable and cell.name not in self.given_up
@@ -85,10 +91,10 @@ class Campaign:
             code = job.code() if job else None
             if job and code is not None:
                 del self.jobs[cell.name]
-                cause = job.cause() or f"exit code {code}: {self._last_line(cell)}"
+                cause = ""
                 if code not in (0, *STOPPED):
-                    self.died[cell.name] = cause
-                self.attempts.add(cell, code, cause if code else "")
+                    cause = self.died[cell.name] = job.cause() or f"exit code {code}: {self._last_line(cell)}"
+                self.attempts.add(cell, code, cause)
 
     def _last_line(self, cell: Cell) -> str:
         log = self.log(cell)

@@ -18,6 +18,7 @@ from core.checkpoint import checkpoints, step
 from core.config import WITHOUT_EFFECT, resolved
 from core.run_folder import CONFIG, DONE, LOCK, differing, read_config
 from core.signals import SIGNALS
+from core.storage import Appending, Storage
 
 # exit codes of a run that was told to stop, once it can hear and before: no failure
 STOPPED = (*(128 + number for number in SIGNALS), -SIGTERM)
@@ -99,15 +100,16 @@ class Attempts:
             for row in files.json_rows(self.path):
                 self._count(row)
 
-    def add(self, cell: Cell, code: int, cause: str) -> None:
-        row = {"cell": cell.name, "ended": round(time.time()), "code": code, "cause": cause}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self._count(row)
-
-    def forget(self) -> None:
-        """Begin counting anew: a new launch tries again what had been given up."""
+    def begin(self, storage: Storage) -> None:
+        """A launch begins: it writes down ends too, and tries again what had been given up. Raises OSError."""
         self.failures.clear()
+        self._file = Appending(self.path, storage)
+
+    def add(self, cell: Cell, code: int, cause: str) -> None:
+        """Note an end. A line that the disk refuses waits for the next one."""
+        row = {"cell": cell.name, "ended": round(time.time()), "code": code, "cause": cause}
+        self._file.append(f"{json.dumps(row)}\n".encode())
+        self._count(row)
 
     def _count(self, row: dict[str, Any]) -> None:
         if row["code"] == 0:

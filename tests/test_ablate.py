@@ -18,6 +18,7 @@ from core import campaign
 from core.ablation import read
 from core.cells import Attempts, alone, check, progress
 from core.run import main as run_command
+from core.storage import Storage
 
 FILE = """
 tasks: [toy/chain]
@@ -114,6 +115,7 @@ def _finished_if_tried(file: Path):
 def test_attempts_are_remembered_and_a_success_clears_them(file):
     (file.parent / "out").mkdir()
     attempts, cell = Attempts(file.parent / "out"), cells(file)[0]
+    attempts.begin(Storage())
     attempts.add(cell, 1, "one")
     attempts.add(cell, 137, "two")
     assert Attempts(file.parent / "out").failures == {cell.name: ["one", "two"]}
@@ -124,6 +126,7 @@ def test_attempts_are_remembered_and_a_success_clears_them(file):
 def test_what_was_told_to_stop_is_told_of_and_not_counted(file):
     (file.parent / "out").mkdir()
     attempts, cell = Attempts(file.parent / "out"), cells(file)[0]
+    attempts.begin(Storage())
     attempts.add(cell, 128 + signal.SIGTERM, "exit code 143")
     assert attempts.failures == {} and "143" in attempts.path.read_text()
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ablate
-from core import campaign
+from core import campaign, storage
 from core.ablation import read
 from core.cells import Attempts
+from core.launchers import local
 
 FILE = """
 tasks: [toy/chain]
@@ -126,13 +130,51 @@ def test_a_job_that_could_not_save_its_end_is_named(launch):
     assert ends() == [5, 5]
 
 
-def test_every_job_is_waited_for_where_its_end_cannot_be_noted(launch, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.fixture
+def full(monkeypatch) -> set[str]:
+    """Files to which a full disk takes nothing, by the ends of their names."""
+    names: set[str] = set()
+    write, popen = os.write, local.started
 
-    monkeypatch.setattr(Attempts, "add", full)
+    def written(file: int, data: bytes) -> int:
+        if any(os.readlink(f"/proc/self/fd/{file}").endswith(name) for name in names):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data)
+
+    def started(command: list[str], log: Path) -> Any:
+        if any(str(log).endswith(name) for name in names):
+            raise OSError(errno.ENOSPC, "No space left on device", str(log))
+        return popen(command, log)
+
+    monkeypatch.setattr(storage.os, "write", written)
+    monkeypatch.setattr(local, "started", started)
+    return names
+
+
+def test_every_job_is_waited_for_where_its_end_cannot_be_noted(launch, full):
+    full.add("attempts.jsonl")
     shown = launch(STOPPING.replace("CODE", "5"), both_ready)
-    assert len(shown) == 3 and shown[-1] == "SIGTERM: stopped; the same command goes on"
+    assert shown[0] == "attempts.jsonl cannot be written: No space left on device" and len(shown) == 4
+    assert shown[-1] == "SIGTERM: stopped; the same command goes on"
+
+
+def test_a_launcher_outlives_a_full_disk_and_notes_every_end(launch, full):
+    full.update(("attempts.jsonl", "base/toy_chain.log"))
+    looks = iter(range(1_000))
+
+    def now() -> bool:
+        if next(looks) == 10:
+            full.clear()
+        return both_ready()
+
+    shown = launch(STOPPING.replace("CODE", "143"), now)
+    log, where = "the log of base on toy/chain", Path("out/logs/base/toy_chain.log")
+    assert shown == [
+        f"{log} cannot be written: No space left on device ({where}); training goes on, and tries again",
+        f"{log} is written again",
+        "SIGTERM: every cell has saved; the same command goes on",
+    ]
+    assert ends() == [143, 143]
 
 
 def test_a_job_that_was_told_before_it_could_hear_has_not_died(launch):

@@ -17,6 +17,7 @@ from core.report.card import check_cards
 from core.report.comparison import NotYet, compare, curve
 from core.report.scores import matrix, normalise, reached, runs
 from core.statistics import iqm
+from core.storage import Storage
 
 FILE = """
 tasks: [dmc/walker-walk, dmc/walker-run]
@@ -267,7 +268,9 @@ def test_watching_waits_for_the_first_evaluation(ablation, capsys, monkeypatch):
 
 def test_what_has_died_is_told_with_its_cause(ablation, capsys):
     cell = cell_of(ablation, "ln", "dmc/walker-run")
-    Attempts(ablation.out).add(cell, -9, "exit code -9: no output")
+    attempts = Attempts(ablation.out)
+    attempts.begin(Storage())
+    attempts.add(cell, -9, "exit code -9: no output")
     report.main([str(ablation.out)])
     assert f"{cell.name} has died 1 times; at last: exit code -9: no output." in capsys.readouterr().out
 
