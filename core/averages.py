@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from core.spec import Episode
-from core.state import Tensors
+from core.state import Tensors, shaped
 
 
 class Averages:
@@ -54,7 +54,7 @@ class Averages:
     def load_state_dict(self, saved: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Raises ValueError for what are not the averages of so many members."""
         members = len(self._returns)
-        self._sums = {str(name): total.to(device).reshape(members) for name, total in saved["sums"].items()}
+        self._sums = {str(name): shaped(total, [members], name).to(device) for name, total in saved["sums"].items()}
         self._count = int(saved["count"])
         self._returns = [[float(score) for score in saved["returns"][member]] for member in range(members)]
         latest = [saved["latest"][member] for member in range(members)]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 from core.ablation import Ablation, Cell
 from core.cell_table import Table
 from core.cells import STOPPED, Attempts, Progress, holder, progress
 from core.launchers import Job, Launcher
-from core.signals import Stop
+from core.signals import UNSAVED, Stop
 from core.storage import Storage
 
 TRAIN = [sys.executable, str(Path(__file__).parents[1] / "train.py")]
@@ -24,7 +23,6 @@ class Campaign:
 
     def __init__(self, ablation: Ablation, launcher: Launcher, workers: int, retries: int) -> None:
         self.ablation, self.launcher, self.workers, self.retries = ablation, launcher, workers, retries
-        self.storage = Storage()
         self.attempts = Attempts(ablation.out)
         names = {cell.name for cell in ablation.cells}
         self.jobs: dict[str, Job] = {name: job for name, job in launcher.standing().items() if name in names}
@@ -32,26 +30,25 @@ class Campaign:
 
     def run(self, stop: Stop, table: Table) -> None:
         """Until every cell is finished or given up, or `stop` is requested: then jobs save and end, or outlive this."""
-        self.attempts.begin(self.storage)
-        while not stop.requested:
-            self._collect()
-            standing = {cell.name: self._progress(cell) for cell in self.ablation.cells}
-            table.show(standing, self.given_up)
-            open_cells = [cell for cell in self.ablation.cells if self._is_open(cell, standing[cell.name])]
-            busy = self.jobs.keys() | {name for name, p in standing.items() if p.status == "running"}
-            if not open_cells and not busy:
-                return
-            for cell in open_cells[: max(0, self.workers - len(busy))]:
-                if job := self.storage.attempt(f"the log of {cell.name}", partial(self._start, cell)):
-                    self.jobs[cell.name] = job
-                    self.died.pop(cell.name, None)
-            time.sleep(PAUSE)
-        self.storage.ending = True
-        for job in self.jobs.values():
-            job.stop()
-        while self.jobs and not self.launcher.outlived:
-            time.sleep(PAUSE)
-            self._collect()
+        with self.attempts.noting(Storage(table.say)):
+            while not stop.requested and self._go_on(table):
+                time.sleep(PAUSE)
+            for job in self.jobs.values():
+                job.stop()
+            while self.jobs and not self.launcher.outlived:
+                time.sleep(PAUSE)
+                self._collect()
+
+    def _go_on(self, table: Table) -> bool:
+        """Take note of what has ended, start what there is room for. -> whether something is left to do"""
+        self._collect()
+        standing = {cell.name: self._progress(cell) for cell in self.ablation.cells}
+        table.show(standing, self.given_up)
+        open_cells = [cell for cell in self.ablation.cells if self._is_open(cell, standing[cell.name])]
+        busy = self.jobs.keys() | {name for name, p in standing.items() if p.status == "running"}
+        for cell in open_cells[: max(0, self.workers - len(busy))]:
+            self._start(cell)
+        return bool(open_cells or busy)
 
     @property
     def given_up(self) -> dict[str, str]:
@@ -77,8 +74,13 @@ class Campaign:
         job = self.jobs.get(cell.name)
         return progress(cell, ours=job is not None and not job.waiting())
 
-    def _start(self, cell: Cell) -> Job:
-        return self.launcher.start(cell, command(cell), self.log(cell))
+    def _start(self, cell: Cell) -> None:
+        """One that the disk does not let start has died."""
+        try:
+            self.jobs[cell.name] = self.launcher.start(cell, command(cell), self.log(cell))
+            self.died.pop(cell.name, None)
+        except OSError as error:
+            self._note(cell, UNSAVED, f"cannot be started: {error}")
 
     def _is_open(self, cell: Cell, standing: Progress) -> bool:
         startable = standing.status in ("planned", "broken") and cell.name not in self.jobs
@@ -91,14 +93,20 @@ class Campaign:
             code = job.code() if job else None
             if job and code is not None:
                 del self.jobs[cell.name]
-                cause = ""
-                if code not in (0, *STOPPED):
-                    cause = self.died[cell.name] = job.cause() or f"exit code {code}: {self._last_line(cell)}"
-                self.attempts.add(cell, code, cause)
+                died = code not in (0, *STOPPED)
+                self._note(cell, code, (job.cause() or f"exit code {code}: {self._last_line(cell)}") if died else "")
+
+    def _note(self, cell: Cell, code: int, cause: str) -> None:
+        if cause:
+            self.died[cell.name] = cause
+        self.attempts.add(cell, code, cause)
 
     def _last_line(self, cell: Cell) -> str:
-        log = self.log(cell)
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+        try:
+            text = self.log(cell).read_text(errors="replace")
+        except OSError:
+            return "no output"
+        lines = [line for line in text.splitlines() if line.strip()]
         return lines[-1].split("\r")[-1][-200:] if lines else "no output"
 
 

@@ -28,6 +28,11 @@ class Table:
                 print(f"{name}: {state}{why}   ({self._counts(states)})", file=sys.stderr, flush=True)
         self.before = states
 
+    def say(self, line: str) -> None:
+        """A line that stays; the table goes on below it."""
+        print(line, file=sys.stderr, flush=True)
+        self.lines = 0
+
     def _redraw(self, standing: dict[str, Progress], states: dict[str, str], given_up: dict[str, str]) -> None:
         width = max(map(len, states))
         rows = []

@@ -90,20 +90,27 @@ def alone(out: Path) -> Iterator[None]:
 
 
 class Attempts:
-    """How starts of cells ended, a line of attempts.jsonl for every end that the launcher saw; they survive it."""
+    """How starts of cells ended, a line of attempts.jsonl for every end that the launcher saw; they survive it. Cells
+    that were told to stop have no cause."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / "attempts.jsonl"
         self.failures: dict[str, list[str]] = defaultdict(list)  # cell -> causes, since its last success
-        files.drop_half_line(self.path)
         with files.reading(self.path):
             for row in files.json_rows(self.path):
                 self._count(row)
 
-    def begin(self, storage: Storage) -> None:
-        """A launch begins: it writes down ends too, and tries again what had been given up. Raises OSError."""
+    @contextmanager
+    def noting(self, storage: Storage) -> Iterator[None]:
+        """Inside, ends are written down too, and what had been given up is tried again. Raises OSError."""
         self.failures.clear()
+        files.drop_half_line(self.path)
         self._file = Appending(self.path, storage)
+        try:
+            yield
+        finally:
+            self._file.append(b"")  # a line that has waited is tried once more
+            self._file.close()
 
     def add(self, cell: Cell, code: int, cause: str) -> None:
         """Note an end. A line that the disk refuses waits for the next one."""

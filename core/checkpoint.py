@@ -31,10 +31,10 @@ from core import files
 from core.options import one_line
 from core.replay_store import prune
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 CHECKPOINTS, REPLAY, STATE, MANIFEST = "checkpoints", "replay", "state.pt", "manifest.json"
-ENTRIES = ("states", "engine", "clock", "pending", "replay", "records")  # the state of every kind of run has them
+ENTRIES = ("states", "engine", "clock", "pending", "replay", "records", "config")  # in the state of every kind of run
 
 
 class Replay(Protocol):
@@ -127,15 +127,14 @@ def load(checkpoint: Path) -> dict:
 @contextlib.contextmanager
 def fitting(checkpoint: Path) -> Iterator[None]:
     """Inside, whatever an entry of another kind makes of those who read this state becomes one line: ValueError."""
-    path = checkpoint / STATE
     try:
         yield
-    except (TypeError, LookupError, AttributeError, OverflowError, RuntimeError) as error:
+    except (TypeError, LookupError, AttributeError, OverflowError) as error:
         told = f"{type(error).__name__}: {one_line(error)}"
         advice = "go on with the version that wrote it, or remove this checkpoint"
-        raise ValueError(f"{path}: does not fit this version ({told}); {advice}") from error
+        raise ValueError(f"{checkpoint / STATE}: does not fit this version ({told}); {advice}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {one_line(error)}") from error
+        raise ValueError(f"{checkpoint}: {one_line(error)}") from error
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -108,6 +108,7 @@ class Clock:
         """Raises KeyError for a count that is not there, ValueError for one that no run reaches."""
         for name in self.state_dict():
             counts = saved[name] if name == "last" else {name: saved[name]}
-            if not all(0 <= count < 2**60 for count in counts.values()):
-                raise ValueError(f"counts {counts} of {name}; expected what a run reaches")
+            for unit, count in counts.items():
+                if type(count) is not int or not 0 <= count < 2**60:
+                    raise ValueError(f"{unit}: {count} given; expected a count that a run reaches")
             setattr(self, name, dict(counts) if name == "last" else saved[name])

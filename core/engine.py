@@ -42,7 +42,7 @@ from core.ledger import entry
 from core.part import Part, Step
 from core.randomness import Noise, draw, draw_on_host, keys_tensor
 from core.selection import check_parts
-from core.state import Batch, State, States, Tensors, check_same_tree, clone, member, stack, write
+from core.state import Batch, State, States, Tensors, check_same_tree, clone, member, shaped, stack, write
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 Sample = Callable[[str, int], Batch]  # (stream, count) -> a batch [n, B, ...]
@@ -259,8 +259,8 @@ class Engine:
         states = {name: State(**fields) for name, fields in saved["states"].items()}
         check_same_tree(self.states, states)
         write(self.states, tree_map(lambda leaf: leaf.to(self.device), states))
-        self.alive.copy_(saved["alive"])
-        self.awake.copy_(saved["awake"])
+        self.alive.copy_(shaped(saved["alive"], self.alive.shape, "alive"))
+        self.awake.copy_(shaped(saved["awake"], self.awake.shape, "awake"))
 
     def _counts(self, clock: Clock, updates: int) -> Batch:
         """Where the run is, for losses that depend on it: numbers on the device, without waiting for it."""

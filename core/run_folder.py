@@ -73,16 +73,17 @@ class RunFolder:
         self.path, self.seeds, self.tasks = Path(path), tuple(seeds), tuple(tasks)
         self.storage, self._mode = Storage(), resume
         self._spacing = config.get("steps", 0) / POINTS
+        self._settings = {name: value for name, value in config.items() if name not in ignore}
         self._open = ExitStack()
         with self._open:
             self._hold()
-            forced = self._check(config, ignore, resume)
-            self.finished = None if forced else files.read_json(self.path / DONE)
+            self._forced = self._check(config, ignore, resume)
+            self.finished = None if self._forced else files.read_json(self.path / DONE)
             if self.finished is None:
-                self._start, self.forced = provenance(), forced
+                self._start = provenance()
                 self.changed = self._changes(self._start, resume)
                 self._config = yaml.safe_dump(config, sort_keys=False)
-                if not forced:
+                if not self._forced:
                     files.write(self.path / CONFIG, self._config)
             self._open = self._open.pop_all()
 
@@ -96,7 +97,7 @@ class RunFolder:
         damaged = list(checkpoint.problems(last)) if last and self._mode == "force" else []
         for line in damaged:
             self.storage.say(f"{line}; it stays as it is")
-        self.forced = self.forced + damaged
+        self._forced = self._forced + damaged
         checkpoint.tidy(self.path, last)
         self.records = self._open.enter_context(closing(Records(self.path, self.storage)))
         self.records.truncate(state["records"] if state else {}, bool(damaged))
@@ -104,6 +105,11 @@ class RunFolder:
         board = Board(self.path / "tensorboard", self.seeds, self.tasks, redrawn, self._spacing, self.storage)
         self.board = self._open.enter_context(closing(board))
         return state
+
+    def forced(self, state: dict) -> bool:
+        """Whether it is gone on from in another way than it was saved: with resume=force, or with a configuration that
+        was forced upon it before."""
+        return self._mode == "force" or bool(differing(state["config"], self._settings))
 
     def accept(self) -> None:
         """The run fits what the folder holds: its start goes into the provenance, what is forced holds from now on.
@@ -139,7 +145,8 @@ class RunFolder:
 
     def save(self, step: int, state: dict, replay: checkpoint.Replay) -> Path:
         """A checkpoint of the run as it stands, with its place in the records. -> its folder. Raises OSError."""
-        return checkpoint.save(self.path, step, state | {"records": self.records.position()}, replay)
+        ours = {"records": self.records.position(), "config": self._settings}
+        return checkpoint.save(self.path, step, state | ours, replay)
 
     def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """The run is over; entering the folder again finds this summary. -> it. Raises OSError."""
@@ -211,7 +218,7 @@ class RunFolder:
 
     def _sign(self) -> None:
         """Add this start to the provenance."""
-        start = self._start | ({"forced": self.forced} if self.forced else {})
+        start = self._start | ({"forced": self._forced} if self._forced else {})
         if patch := start.pop("patch", ""):
             files.write(self.path / start["diff"], patch)
         else:

@@ -42,8 +42,6 @@ class Stream:
     def __post_init__(self) -> None:
         if len(self.tasks) > 1 and not self.steps:
             raise ValueError("steps=0 given; expected the env steps per task, as in stream.steps=100_000")
-        if self.steps and len(self.tasks) < 2:
-            raise ValueError(f"steps={self.steps} given for one task; name the others too, as in stream.tasks=[...]")
 
 
 @dataclass(frozen=True)

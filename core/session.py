@@ -6,6 +6,7 @@ Nothing here decides when anything happens: that is the loop of train.py or `pyt
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self
 
@@ -63,13 +64,14 @@ class Session:
         )
         self.progress = Progress(self)
         self.folder.storage.say = self.progress.say
-        try:
+        with ExitStack() as opened:  # if this fails, nobody will have the session to close it
+            opened.callback(self.folder.close)
             self.trace = Trace(self.folder.path, self.folder.storage) if config.trace else None
+            if self.trace:
+                opened.callback(self.trace.close)
             if not self.finished:
                 self._go_back()
-        except BaseException:  # nobody will have this session to close it
-            self.folder.close()
-            raise
+            opened.pop_all()
 
     def _go_back(self) -> None:
         """Begin, or go back to the newest checkpoint."""
@@ -79,7 +81,7 @@ class Session:
         else:
             with checkpoint.fitting(checkpoint.checkpoints(self.folder.path)[-1]):
                 self.load_state_dict(saved)
-                if not self.folder.forced:
+                if not self.folder.forced(saved):
                     self._compare(saved)
             for change in self.folder.changed:
                 self.progress.say(f"since step {self.clock.env_steps} {change} has changed; the last bits may differ")
@@ -90,11 +92,13 @@ class Session:
     def _compare(self, saved: dict[str, Any]) -> None:
         """Raises ValueError for a state that this run, told to go on from it, does not have in every bit."""
         own = self.state_dict()
-        wrong = [f"its {name}" for name in own if digest(own[name]) != digest(saved[name])]
+        wrong = [name for name in own if digest(own[name]) != digest(saved[name])]
         if self.replay.digest() != saved["replay"]["digest"]:
-            wrong.append("its replay")
+            wrong.append("replay")
         if wrong:
-            raise ValueError(f"{' and '.join(wrong)} cannot be gone back to in every bit; remove this checkpoint")
+            raise ValueError(
+                f"{' and '.join(wrong)} would not be as saved; remove this checkpoint, or go on by resume=force"
+            )
 
     # what a kind of run brings
 

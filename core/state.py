@@ -77,6 +77,13 @@ def write(old, new, gate: Callable[[Tensor, Tensor], Tensor] | None = None) -> N
         write(leaf, new[name], gate)
 
 
+def shaped(saved: Tensor, shape: Sequence[int], name: str) -> Tensor:
+    """The same tensor. Raises ValueError if it is of another shape."""
+    if tuple(saved.shape) != tuple(shape):
+        raise ValueError(f"{name}: shape {list(saved.shape)} given; expected {list(shape)}")
+    return saved
+
+
 def check_same_tree(mine: States, saved: States) -> None:
     """Raises ValueError, naming the first, if a tensor is in one of two learners alone or of another shape there."""
 

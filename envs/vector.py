@@ -107,9 +107,12 @@ class Vector:
         """
         self.observation = self.observation.copy()
         for i, env in enumerate(saved["envs"]):
+            episode, failed = env["episode"], env["failed"]
+            if type(episode) is not int or episode < 0 or not (failed is None or type(failed) is int):
+                raise ValueError(f"episode: {episode}, and {failed} failed last; expected numbers of episodes")
             actions = env["actions"].numpy().reshape(-1, *self.spec.action_shape)
-            self._begin(i, env["episode"])
-            self._failed[i] = env["failed"]
+            self._begin(i, episode)
+            self._failed[i] = failed
             try:
                 for action in actions:
                     self._play(i, action)

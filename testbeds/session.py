@@ -14,7 +14,7 @@ from core.config import Config, clock_of
 from core.evaluation import Result
 from core.session import Session
 from core.spec import EnvSpec
-from core.state import Batch, Tensors, member
+from core.state import Batch, Tensors, member, shaped
 from nets.body import Frames
 from testbeds.examples import Examples
 
@@ -169,9 +169,10 @@ class TestbedSession(Session):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)
         self._enter(self.clock.tasks)
-        self._online.copy_(saved["stage"]["online"])
-        self._epoch.copy_(saved["stage"]["epoch"])
-        self._taken = list(saved["stage"]["taken"])
+        stage, members = saved["stage"], len(self._examples)
+        self._online.copy_(shaped(stage["online"], [members], "online"))
+        self._epoch.copy_(shaped(stage["epoch"], [members], "epoch"))
+        self._taken = [int(stage["taken"][member]) for member in range(members)]
 
     # data
 

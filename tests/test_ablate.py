@@ -115,19 +115,19 @@ def _finished_if_tried(file: Path):
 def test_attempts_are_remembered_and_a_success_clears_them(file):
     (file.parent / "out").mkdir()
     attempts, cell = Attempts(file.parent / "out"), cells(file)[0]
-    attempts.begin(Storage())
-    attempts.add(cell, 1, "one")
-    attempts.add(cell, 137, "two")
-    assert Attempts(file.parent / "out").failures == {cell.name: ["one", "two"]}
-    attempts.add(cell, 0, "")
+    with attempts.noting(Storage()):
+        attempts.add(cell, 1, "one")
+        attempts.add(cell, 137, "two")
+        assert Attempts(file.parent / "out").failures == {cell.name: ["one", "two"]}
+        attempts.add(cell, 0, "")
     assert Attempts(file.parent / "out").failures == {}
 
 
 def test_what_was_told_to_stop_is_told_of_and_not_counted(file):
     (file.parent / "out").mkdir()
     attempts, cell = Attempts(file.parent / "out"), cells(file)[0]
-    attempts.begin(Storage())
-    attempts.add(cell, 128 + signal.SIGTERM, "exit code 143")
+    with attempts.noting(Storage()):
+        attempts.add(cell, 128 + signal.SIGTERM, "")
     assert attempts.failures == {} and "143" in attempts.path.read_text()
 
 

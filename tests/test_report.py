@@ -269,8 +269,8 @@ def test_watching_waits_for_the_first_evaluation(ablation, capsys, monkeypatch):
 def test_what_has_died_is_told_with_its_cause(ablation, capsys):
     cell = cell_of(ablation, "ln", "dmc/walker-run")
     attempts = Attempts(ablation.out)
-    attempts.begin(Storage())
-    attempts.add(cell, -9, "exit code -9: no output")
+    with attempts.noting(Storage()):
+        attempts.add(cell, -9, "exit code -9: no output")
     report.main([str(ablation.out)])
     assert f"{cell.name} has died 1 times; at last: exit code -9: no output." in capsys.readouterr().out
 

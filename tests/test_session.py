@@ -19,6 +19,7 @@ import core.session
 import train
 from core import checkpoint
 from core.agent_session import AgentSession
+from core.clock import Clock
 from core.config import BadConfig, load
 from core.diagnostics import CHEAP, DEAR, MIDDLE, trainability
 from core.policy import load_policy
@@ -101,6 +102,23 @@ def test_a_forced_configuration_that_does_not_fit_leaves_the_folder_as_it_was(tm
     assert raised.tb  # it holds the session that was not built: its folder must be free nevertheless
     assert {name: (tmp_path / name).read_bytes() for name in names} == before
     assert play(tmp_path, RUNS["sac"]) == 0
+
+
+def test_what_was_forced_on_a_run_that_was_killed_before_it_was_saved_again_goes_on(tmp_path):
+    stopped_at(tmp_path, RUNS["sac"], 64)
+    smaller = [*RUNS["sac"], "replay.capacity=30", f"run_dir={tmp_path}"]
+    with pytest.raises(KeyboardInterrupt), AgentSession(load([*smaller, "resume=force"])):
+        raise KeyboardInterrupt
+    assert train.train(load(smaller)) == 0
+
+
+def test_a_run_that_is_not_as_it_was_saved_does_not_start(tmp_path, monkeypatch):
+    stopped_at(tmp_path, RUNS["sac"], 64)
+    load_clock = Clock.load_state_dict
+    monkeypatch.setattr(Clock, "load_state_dict", lambda self, saved: load_clock(self, saved | {"updates": 7}))
+    with pytest.raises(BadConfig, match="000000000064: clock would not be as saved; remove this checkpoint, or go on"):
+        play(tmp_path, RUNS["sac"])
+    assert play(tmp_path, RUNS["sac"], "resume=force") == 0
 
 
 @either

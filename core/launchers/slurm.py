@@ -13,6 +13,7 @@ import json
 import signal
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 
 from core import files
@@ -20,6 +21,7 @@ from core.ablation import Cell
 from core.launchers import WITHOUT_RESULT, numbers
 from core.launchers.local import started
 from core.options import one_line
+from core.storage import Appending, Storage
 
 DAY = 1_440  # minutes; submitit's own default would end a run after five
 REQUEUES = 1_000  # a job may outlive its time as often
@@ -46,29 +48,31 @@ class Slurm:
 
     def __init__(self, executor, out: Path) -> None:
         self._executor = executor
-        self._folder = out / "logs" / "slurm"
+        self._jobs = out / "logs" / "slurm" / "jobs.jsonl"
         self._queue = Queue()
 
     def start(self, cell: Cell, command: list[str], log: Path) -> SlurmJob:
         from submitit.core.utils import FailedJobError
 
-        try:
-            job = self._executor.submit(Run(command, log))
-        except FailedJobError as error:
-            raise ValueError(f"launcher=slurm: {one_line(error)}") from error
-        with (self._folder / "jobs.jsonl").open("a") as file:
-            file.write(json.dumps({"cell": cell.name, "job": job.job_id}) + "\n")
+        self._jobs.parent.mkdir(parents=True, exist_ok=True)
+        with closing(Appending(self._jobs, Storage())) as jobs:  # opened first: what is submitted is not lost
+            try:
+                job = self._executor.submit(Run(command, log))
+            except FailedJobError as error:
+                raise ValueError(f"launcher=slurm: {one_line(error)}") from error
+            jobs.append(f"{json.dumps({'cell': cell.name, 'job': job.job_id})}\n".encode())
         return SlurmJob(job, self._queue)
 
     def standing(self) -> dict[str, SlurmJob]:
         import submitit
 
-        latest = {row["cell"]: row["job"] for row in files.json_rows(self._folder / "jobs.jsonl")}
+        files.drop_half_line(self._jobs)
+        latest = {row["cell"]: row["job"] for row in files.json_rows(self._jobs)}
         queued = self._queue.states()
         if queued is None:
             raise ValueError("launcher=slurm: squeue does not answer; jobs that are under way cannot be found")
         return {
-            cell: SlurmJob(submitit.SlurmJob(self._folder, job_id), self._queue)
+            cell: SlurmJob(submitit.SlurmJob(self._jobs.parent, job_id), self._queue)
             for cell, job_id in latest.items()
             if job_id in queued
         }
