@@ -26,6 +26,7 @@ from torch import Tensor
 
 from core import checkpoint, files
 from core.config import Config, from_plain
+from core.digest import digest
 from core.evaluation import Result, mean_scores
 from core.options import show
 from core.provenance import changes, provenance
@@ -109,7 +110,7 @@ class RunFolder:
     def forced(self, state: dict) -> bool:
         """Whether it is gone on from in another way than it was saved: with resume=force, or with a configuration that
         was forced upon it before."""
-        return self._mode == "force" or bool(differing(state["config"], self._settings))
+        return self._mode == "force" or digest(state["config"]) != digest(self._settings)
 
     def accept(self) -> None:
         """The run fits what the folder holds: its start goes into the provenance, what is forced holds from now on.
