@@ -21,7 +21,9 @@ from core.ablation import read
 from core.campaign import Campaign
 from core.cell_table import Table
 from core.cells import alone, check
+from core.config import check_device
 from core.launchers import launcher
+from core.report.card import check_cards
 from core.signals import Stop
 from core.terminal import forgiving
 
@@ -66,8 +68,14 @@ def _campaign(path: Path, arguments: list[str]) -> Iterator[Campaign]:
     retries = _count("retries", given.get("retries", "2"))
     workers = _count("workers", given["workers"]) if "workers" in given else None
     ablation = read(path, Path(given["out"]) if "out" in given else None, given.get("size", ""))
+    try:
+        check_cards(ablation.cells)
+    except ValueError as error:  # they may be meant for another evaluation than report.py's
+        print(f"report.py will not compare them: {error}", file=sys.stderr)
     for cell in ablation.cells:
         check(cell)
+        if given.get("launcher", "local") == "local":
+            check_device(cell.config.device)
     chosen = launcher(given.get("launcher", "local"), ablation.out, settings)
     if ablation.out.exists() and not ablation.out.is_dir():
         raise ValueError(f"out: {ablation.out} is a file; choose a folder")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from core import assemble
-from core.config import Config, clock_of
+from core.config import Config, check_device, clock_of
 from core.evaluation import LANES, evaluate, mean_scores
 from core.offline import OfflineData, mixed
 from core.options import one_line
@@ -28,7 +28,8 @@ class AgentSession(Session):
     replay: Replay
 
     def __init__(self, config: Config) -> None:
-        """Raises ValueError for a configuration that does not fit together, or does not fit what the folder holds."""
+        """Raises ValueError for a configuration that does not fit together, this machine, or what the folder holds."""
+        check_device(config.device)
         self.config = config
         streams = importlib.import_module("envs.stream")
         self.stream = streams.Stream(config.tasks, config.stream.steps)

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core import rooms
-from core.config import BadConfig, Config, check_device, from_plain, resolved, setting_up
+from core.config import BadConfig, Config, from_plain, resolved, setting_up
 from core.options import nearest, no_such_setting, one_line, plain, settings, show
 from core.rooms import CONFIGS, choices
 from core.run_options import NESTED, Run
@@ -208,9 +208,7 @@ def _composed(line: list[str]) -> DictConfig:
 
 
 def _config(tree: DictConfig) -> Config:
-    config = from_plain(cast(dict, OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)))
-    check_device(config.device)
-    return config
+    return from_plain(cast(dict, OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)))
 
 
 def _parsed(argv: Sequence[str]) -> list[Override]:

@@ -7,6 +7,7 @@ One line per check. Nothing is written. A fault has an exit code of its own; of 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import shutil
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from core import assemble
 from core.clock import Clock
-from core.config import BadConfig, Config, clock_of, load
+from core.config import BadConfig, Config, check_device, clock_of, load
 from core.engine import Engine
 from core.options import one_line
 from core.randomness import host_generator
@@ -75,18 +76,23 @@ def compiler(config: Config) -> str:
     if not config.compile:
         return "not asked for: updates run eagerly"
     if not assemble.compiler_found():
-        raise Fault("no C++ compiler found, updates would take two to four times as long; install g++")
+        raise Fault("no C++ compiler found, updates would take up to 1.7 times as long; install g++")
     return "found"
 
 
 def device(config: Config) -> str:
     if config.device == "cpu":
         return f"cpu, {torch.get_num_threads()} threads"
+    try:
+        check_device(config.device)
+    except ValueError as error:
+        raise Fault(str(error)) from error
     return torch.cuda.get_device_name(config.device)
 
 
 def memory(config: Config) -> str:
     """The replay when full, beside the networks and torch itself."""
+    device(config)  # its memory is what counts
     needed = sum(_sizes(config)) + GIB
     free = free_memory() if config.device == "cpu" else torch.cuda.mem_get_info(config.device)[0]
     if needed > free:
@@ -217,7 +223,7 @@ def _replay(config: Config, device: str) -> Replay:
 
 def _sizes(config: Config) -> tuple[int, int]:
     """Bytes of the full replay, and of the networks with all that belongs to them. Untouched pages cost nothing."""
-    states = _engine(config, compile=False).states
+    states = _engine(dataclasses.replace(config, device="cpu"), compile=False).states
     return _replay(config, "cpu").nbytes, sum(leaf.nbytes for leaf in tree_leaves(states))
 
 

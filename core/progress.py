@@ -39,7 +39,7 @@ class Progress:
         if clock.env_steps:
             self.say(f"going on from step {clock.env_steps}")
         if config.compile and not run.compile:
-            self.say("no C++ compiler found: running eagerly, two to four times slower (install g++ to compile)")
+            self.say("no C++ compiler found: running eagerly, up to 1.7 times slower (install g++ to compile)")
         if run.compile:
             self.say("the first update compiles: up to a minute of silence, a few seconds the next time")
         self._begun = time.monotonic()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from core import assemble
-from core.config import Config, clock_of
+from core.config import Config, check_device, clock_of
 from core.evaluation import Result
 from core.session import Session
 from core.spec import EnvSpec
@@ -47,7 +47,8 @@ class TestbedSession(Session):
     task: Now
 
     def __init__(self, config: Config) -> None:
-        """Raises ValueError for a configuration that does not fit together, or does not fit what the folder holds."""
+        """Raises ValueError for a configuration that does not fit together, this machine, or what the folder holds."""
+        check_device(config.device)
         self.config = config
         module = importlib.import_module(f"testbeds.streams.{config.env.partition('/')[2]}")
         self.stream = module.Settings(**config.env_options)

@@ -170,6 +170,22 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_writes_nothing(file, capsys, 
     assert [path.name for path in file.parent.iterdir()] == ["small.yaml"]
 
 
+def test_a_device_that_is_not_there_is_told_before_anything_starts_here(file, capsys):
+    """Elsewhere, on a cluster, it may be there: reading the file asks for none."""
+    file.write_text(FILE.replace("ln: [layer_norm]", "ln: {device: 'cuda:99'}"))
+    assert cells(file)[1].config.device == "cuda:99"
+    assert ablate.main([str(file), f"out={file.parent / 'out'}"]) == 2
+    assert capsys.readouterr().err.startswith("device: cuda:99 given; this machine has")
+    assert not (file.parent / "out").exists()
+
+
+def test_arms_that_cannot_be_reported_together_are_told_before_they_start(file, capsys):
+    file.write_text(FILE.replace("ln: [layer_norm]", "ln: {eval_episodes: 7, device: 'cuda:99'}"))
+    assert ablate.main([str(file), f"out={file.parent / 'out'}"]) == 2
+    told = "report.py will not compare them: base on toy/chain and ln on toy/chain do not mean the same by a score"
+    assert capsys.readouterr().err.startswith(f"{told} (episodes 2 and 7")
+
+
 def start(file: Path, out: Path) -> subprocess.Popen:
     command = [sys.executable, "ablate.py", str(file), f"out={out}", "workers=2"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

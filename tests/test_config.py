@@ -259,7 +259,6 @@ MISTAKES = {
     "seeds=[0,0]": "seeds: [0, 0] given; expected at least one seed, and each once",
     "seeds=[-1]": "seeds: -1 given; expected at least 0",
     "device=gpu": "device: gpu given; expected cpu | cuda | cuda:N",
-    "device=cuda:99": "device: cuda:99 given; this machine has",
     "agent.learning_rate=-1": "agent.learning_rate: -1 given; expected more than 0",
     "value=c51 value.low=200": "value: low=200.0 must be below high=",
     "agent=sac,dqn": "agent: several values given; write a list as [a,b], or add -m",

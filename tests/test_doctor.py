@@ -98,7 +98,8 @@ def test_backends_are_tried_for_real(monkeypatch):
 
 
 def test_a_device_that_is_not_there_and_a_misspelt_option(examine):
-    assert examine("device=cuda:7")[0] == 2
+    code, faults, _ = examine(*TINY, "device=cuda:7")
+    assert code == 11 and "cuda:7 given; this machine has" in faults["device"]
     code, _, out = examine("agnet=sac")
     assert code == 2 and "agent" in out and out.count("\n") == 1
 

@@ -104,6 +104,13 @@ def test_a_forced_configuration_that_does_not_fit_leaves_the_folder_as_it_was(tm
     assert play(tmp_path, RUNS["sac"]) == 0
 
 
+def test_a_device_that_is_not_there_is_told_where_the_run_starts(tmp_path):
+    config = load([*RUNS["sac"], "device=cuda:99", f"run_dir={tmp_path / 'run'}"])  # another machine may have it
+    with pytest.raises(BadConfig, match=r"device: cuda:99 given; this machine has \w+ CUDA devices; use device=cpu"):
+        train.train(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_was_forced_on_a_run_that_was_killed_before_it_was_saved_again_goes_on(tmp_path):
     stopped_at(tmp_path, RUNS["sac"], 64)
     smaller = [*RUNS["sac"], "replay.capacity=30", f"run_dir={tmp_path}"]
