@@ -28,11 +28,11 @@ class When:
     above `above`, or with `falling` below `below`. It then waits until the metric has been on the other side of the
     other threshold (the same one if only one is given), and for `cooldown`. Each seed and part has its own condition.
     A yoke is the control that has the times of a condition but not its reason. A condition or a yoke replaces `every`
-    and `at`. Empty means never.
+    and `at`, and `at` replaces `every`. Empty means never.
     """
 
     every: int = option(0, low=0, help="at every multiple of this many units")
-    at: tuple[int, ...] = option((), low=1, help="and at these counts")
+    at: tuple[int, ...] = option((), low=1, help="at these counts instead")
     start: int = option(0, low=0, help="not before this count")
     stop: int = option(0, low=0, help="nor after this one; 0: no end")
     unit: Unit = option("updates", help="what is counted")
@@ -73,10 +73,11 @@ class When:
             return False
         if self.yoke:
             return True
+        if self.at and not self.metric:
+            return any(before < count <= now for count in self.at)
         every, apart = (self.measure_every, self.cooldown) if self.metric else (self.every, self.every)
         late = self.skip_last and now + apart > clock.total(self.unit)
-        periodic = clock.passed(every, self.unit) and not late
-        return periodic or (not self.metric and any(before < count <= now for count in self.at))
+        return clock.passed(every, self.unit) and not late
 
     # conditions
 
