@@ -12,7 +12,7 @@ from core import assemble
 from core.config import Config, check_device, clock_of
 from core.evaluation import LANES, evaluate, mean_scores
 from core.offline import OfflineData, mixed
-from core.options import one_line
+from core.options import one_line, told
 from core.randomness import host_generator
 from core.rehearsal import blank
 from core.replay import Replay
@@ -200,8 +200,9 @@ class AgentSession(Session):
         except (ValueError, OSError):
             raise
         except FAILURES as error:  # whatever a simulator raises is what is wrong with it
-            told = f"{type(error).__name__}: {one_line(error)}"
-            raise ValueError(f"env: {task} does not open ({told}); python -m core.doctor looks closer") from error
+            raise ValueError(
+                f"env: {task} does not open ({told(error)}); python -m core.doctor looks closer"
+            ) from error
 
     def _opened(self, task: str) -> list[Env]:
         """The same in the middle of a run."""

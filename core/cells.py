@@ -113,7 +113,7 @@ class Attempts:
             self._file.close()
 
     def add(self, cell: Cell, code: int, cause: str) -> None:
-        """Note an end. A line that the disk refuses waits for the next one."""
+        """Note an end, within `noting`. A line that the disk refuses waits for the next one."""
         row = {"cell": cell.name, "ended": round(time.time()), "code": code, "cause": cause}
         self._file.append(f"{json.dumps(row)}\n".encode())
         self._count(row)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from core import files
-from core.options import one_line
+from core.options import one_line, told
 from core.replay_store import prune
 
 FORMAT = 2
@@ -130,9 +130,8 @@ def fitting(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except (TypeError, LookupError, AttributeError, OverflowError) as error:
-        told = f"{type(error).__name__}: {one_line(error)}"
         advice = "go on with the version that wrote it, or remove this checkpoint"
-        raise ValueError(f"{checkpoint / STATE}: does not fit this version ({told}); {advice}") from error
+        raise ValueError(f"{checkpoint / STATE}: does not fit this version ({told(error)}); {advice}") from error
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {one_line(error)}") from error
 

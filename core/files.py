@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.options import one_line
+from core.options import told
 
 
 def sync(path: Path) -> None:
@@ -68,7 +68,7 @@ def reading(path: Path) -> Iterator[None]:
     except Damaged:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, csv.Error) as error:
-        raise Damaged(f"{path}: cannot be read ({type(error).__name__}: {one_line(error)})") from error
+        raise Damaged(f"{path}: cannot be read ({told(error)})") from error
 
 
 def json_rows(path: Path) -> list[dict[str, Any]]:

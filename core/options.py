@@ -100,6 +100,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def told(error: BaseException) -> str:
+    """Kind and words of an exception, on one line: for what somebody else's code has raised."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 def printable(text: str) -> str:
     """The same, with escapes for what a terminal would not show, or obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -108,8 +108,8 @@ class RunFolder:
         return state
 
     def forced(self, state: dict) -> bool:
-        """Whether it is gone on from in another way than it was saved: with resume=force, or with a configuration that
-        was forced upon it before."""
+        """Whether a run goes on from this state otherwise than it was saved: by resume=force, or with a configuration
+        that was forced upon the folder since."""
         return self._mode == "force" or digest(state["config"]) != digest(self._settings)
 
     def accept(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.options import one_line
+from core.options import told
 from core.randomness import env_seed
 from core.spec import Env, EnvStep, Episode, Transition
 from core.watchdog import FAILURES, EnvironmentFailed, Watchdog
@@ -154,12 +154,12 @@ class Vector:
             self.envs[i].close()
         self.envs[i] = remake()
         failure = {"member": i, "episode": self._episode[i], "length": len(self._actions[i])}
-        self.failures.append(failure | {"error": _line(error)})
+        self.failures.append(failure | {"error": told(error)})
         self._failed[i] = self._episode[i]
         return Transition(self.frame[i].copy(), 0.0, terminated=False, truncated=True)
 
     def _told(self, i: int, error: BaseException) -> str:
-        return f"{self._where(i)}, step {len(self._actions[i])}: {_line(error)}"
+        return f"{self._where(i)}, step {len(self._actions[i])}: {told(error)}"
 
     def _where(self, i: int) -> str:
         return f"{self.spec.name}, seed {self.seeds[i]}, episode {self._episode[i]} ({self.stream})"
@@ -206,7 +206,3 @@ class Vector:
 
     def _digest(self, i: int) -> str:
         return hashlib.blake2b(self.observation[i].tobytes()).hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
