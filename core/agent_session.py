@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from core.session import Session
 from core.spec import Env, EnvSpec, EnvStep
 from core.state import Batch
 from core.watchdog import FAILURES, EnvironmentFailed, Watchdog
+
+TOGETHER = 8  # batches drawn at once, where a step has so many updates
 
 
 class AgentSession(Session):
@@ -51,6 +54,7 @@ class AgentSession(Session):
         assemble.check_role(self.agent, settings.act_with, "act_with")
         self.evaluated = assemble.evaluated_role(self.agent)
         replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config, spec))
+        self._drawn: dict[tuple[int, int], Batch] = {}  # by agent step and update, for the updates to come
         self.offline = None
         if config.offline.data:
             self.offline = OfflineData(config.offline.data, spec, config.seeds, config.device)
@@ -85,17 +89,27 @@ class AgentSession(Session):
 
     def sample(self, stream: str, count: int, size: int = 0) -> Batch:
         """A batch of every member, from a stream of its own; beside training's always uniform. Leaves [n, B, ...]."""
-        settings, uniform = self.agent.settings, stream != "replay"
-        size = size or settings.batch_size
+        if stream != "replay":
+            return self._draw(stream, [count], size or self.agent.settings.batch_size, uniform=True)[0]
+        at = self.clock.agent_steps
+        if (at, count) not in self._drawn:  # those of the step's next updates with it: nothing is written in between
+            alone = self.replay.priorities or self.looks.is_image  # they change with each update; frames are large
+            together = 1 if alone else min(TOGETHER, max(1, self.clock.updates_due()))
+            counts = range(count, count + together)
+            batches = self._draw(stream, counts, self.agent.settings.batch_size, uniform=False)
+            self._drawn = {(at, number): batch for number, batch in zip(counts, batches, strict=True)}
+        return self._drawn.pop((at, count))
+
+    def _draw(self, stream: str, counts: Sequence[int], size: int, uniform: bool) -> list[Batch]:
+        settings, elsewhere = self.agent.settings, self._from_elsewhere(size, uniform)
         progress = min(1.0, self.clock.updates / self.clock.total("updates"))
-        returns = (settings.n_step, settings.discount)
-        elsewhere = self._from_elsewhere(size, uniform)
-        batches = []
+        window = (settings.n_step, settings.discount)
+        parts = []
         if elsewhere < size:
-            batches.append(self.replay.sample(size - elsewhere, count, *returns, stream, uniform, progress))
+            parts.append(self.replay.samples(size - elsewhere, counts, *window, stream, uniform, progress))
         if self.offline and elsewhere:
-            batches.append(self.offline.sample(elsewhere, count, *returns, f"offline/{stream}"))
-        return mixed(batches)
+            parts.append([self.offline.sample(elsewhere, count, *window, f"offline/{stream}") for count in counts])
+        return [mixed(batches) for batches in zip(*parts, strict=True)]
 
     def _from_elsewhere(self, size: int, uniform: bool) -> int:
         """How many samples of a batch are offline data: a share in training, all before the first step."""

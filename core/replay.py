@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,13 @@ from torch import Tensor
 
 from core.moments import Moments
 from core.priorities import Priorities
-from core.randomness import host_generator
 from core.replay_ring import CLOSING, STEP, TERMINAL, Ring
 from core.replay_store import load_chunks, save_chunks
+from core.replay_windows import Windows
 from core.spec import EnvSpec
 from core.state import Batch
 
 HASHED = 1_000  # slots hashed together
-TRIES = 32  # redraws before every slot is looked at; a healthy ring needs one or none
 
 
 class Replay:
@@ -112,51 +112,61 @@ class Replay:
 
     # sampling
 
-    def sample(
+    def sample(self, batch_size: int, draw: int, *window: Any, **options: Any) -> Batch:
+        """Draw number `draw` of a stream; see `samples`."""
+        return self.samples(batch_size, [draw], *window, **options)[0]
+
+    def samples(
         self,
         batch_size: int,
-        draw: int,
+        draws: Sequence[int],
         n_step: int | np.ndarray = 1,
         discount: float | np.ndarray = 0.99,
         stream: str = "replay",
         uniform: bool = False,
         progress: float = 0.0,
-    ) -> Batch:
-        """Draw number `draw` of a stream. n_step, discount: one number, [n] or [n, B]. uniform: despite priorities.
-        progress: share of the run that is over.
+    ) -> list[Batch]:
+        """Several draws of a stream, each what it would be alone. n_step, discount: one number, [n] or [n, B].
+        uniform: despite priorities. progress: share of the run that is over.
 
-        -> obs, next_obs [n, B, *seen_shape]; action [n, B, ...]; reward, discount, weight [n, B] float32;
+        -> of each obs, next_obs [n, B, *seen_shape]; action [n, B, ...]; reward, discount, weight [n, B] float32;
         index [n, B] int64, absolute slot numbers; with `standardise` obs_mean, obs_var [n, d]. Raises ValueError if a
         member has nothing to sample.
         """
-        shape, ring, priorities = (len(self.seeds), batch_size), self.ring, None if uniform else self.priorities
-        member = self._members.repeat(batch_size)
+        ring, priorities = self.ring, None if uniform else self.priorities
+        shape = (len(self.seeds), len(draws), batch_size)
         n_step, discount = _per_sample(n_step, shape, np.int64), _per_sample(discount, shape, np.float64)
-        start, steps = self._draw(batch_size, draw, member, n_step, stream, priorities)
+        member, start, steps = Windows(ring, self.seeds, priorities).draw(stream, draws, batch_size, n_step)
 
         ahead, each = np.arange(steps.max()), np.arange(len(steps))
         rows = ring.rows(member[:, None], start[:, None] + ahead)
         gains = ring.reward[rows] * discount[:, None] ** ahead
         returns = gains.cumsum(1)[each, steps - 1]  # term by term: the same bits beside any neighbour
         terminal = ring.kind[rows[each, steps - 1]] == TERMINAL
-        frames = ring.stacks(member, np.stack([start, start + steps])).view(2, *shape, *self.spec.seen_shape)
         weight = np.ones(shape)
         if priorities:
-            weight = priorities.weights(priorities.get(member, start % ring.capacity).reshape(shape), progress)
+            priority = priorities.get(member, start % ring.capacity)
+            weight = priorities.weights(priority.reshape(-1, batch_size), progress)
 
         def tensor(values: np.ndarray, dtype: str) -> Tensor:
             values = values.astype(dtype, copy=False).reshape(shape + values.shape[1:])
             return torch.from_numpy(values).to(self.device, non_blocking=True)
 
-        return {
-            "obs": frames[0],
-            "next_obs": frames[1],
+        found = {
+            "obs": ring.stacks(member, start).view(*shape, *self.spec.seen_shape),
+            "next_obs": ring.stacks(member, start + steps).view(*shape, *self.spec.seen_shape),
             "action": tensor(ring.action[rows[:, 0]], self.spec.action_dtype),
             "reward": tensor(returns, "float32"),
             "discount": tensor(np.where(terminal, 0.0, discount**steps), "float32"),
             "weight": tensor(weight.ravel(), "float32"),
             "index": tensor(start, "int64"),
-        } | (self.moments.tensors(self.device) if self.moments else {})
+        }
+        moments = self.moments.tensors(self.device) if self.moments else {}
+        if len(draws) == 1:
+            return [{name: value[:, 0] for name, value in found.items()} | moments]
+        # copies: where a tensor begins decides the bits of a matrix product
+        whole = partial(torch.clone, memory_format=torch.contiguous_format)
+        return [{name: whole(value[:, i]) for name, value in found.items()} | moments for i in range(len(draws))]
 
     def update_priorities(self, index: Tensor, error: Tensor) -> None:
         """Remember how wrong the samples were. index, error [n, B]; the bare loss or TD error, see core/priorities.py.
@@ -169,71 +179,6 @@ class Replay:
         live = slot >= self.ring.oldest[member]
         errors = error.detach().cpu().numpy().ravel()[live]
         self.priorities.learn(member[live], slot[live] % self.ring.capacity, errors)
-
-    def _draw(
-        self,
-        batch_size: int,
-        draw: int,
-        member: np.ndarray,
-        n_step: np.ndarray,
-        stream: str,
-        priorities: Priorities | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Starts and lengths of n * B windows."""
-        generators = [host_generator(seed, stream, draw) for seed in self.seeds]
-        fraction = np.stack([g.random(batch_size) for g in generators])
-        if priorities:  # stratified: one from each of B equal shares of the mass
-            fraction = (np.arange(batch_size) + fraction) / batch_size
-        start = self._pick(member, fraction.ravel(), priorities)
-        steps, valid = self._windows(member, start, n_step)
-        for _ in range(TRIES):
-            bad = np.flatnonzero(~valid)
-            if not bad.size:
-                return start, steps
-            counts = np.bincount(member[bad], minlength=len(generators))
-            again = np.concatenate([g.random(k) for g, k in zip(generators, counts, strict=True)])
-            start[bad] = self._pick(member[bad], again, priorities)
-            steps[bad], valid[bad] = self._windows(member[bad], start[bad], n_step[bad])
-        for i in np.flatnonzero(~valid):
-            start[i], steps[i] = self._search(member[i], n_step[i], generators[member[i]].random(), priorities)
-        return start, steps
-
-    def _pick(self, member: np.ndarray, fraction: np.ndarray, priorities: Priorities | None) -> np.ndarray:
-        """The slots at these fractions of what the members hold, or of their priorities. member ascends."""
-        ring = self.ring
-        if not priorities:
-            oldest = ring.oldest[member]
-            return oldest + (fraction * (ring.count[member] - oldest)).astype(np.int64)
-        parts = np.split(fraction, np.searchsorted(member, self._members[1:]))
-        position = np.concatenate([priorities.pick(m, part) for m, part in enumerate(parts)])
-        newest = ring.count[member] - 1
-        return newest - (newest - position) % ring.capacity
-
-    def _windows(self, member: np.ndarray, start: np.ndarray, n_step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How many steps each window has, and whether it may be sampled."""
-        ring = self.ring
-        rows = ring.rows(member[:, None], start[:, None] + np.arange(n_step.max(initial=1) + 1))
-        kind = ring.kind[rows]
-        stops = (kind[:, :-1] == TERMINAL) | (kind[:, 1:] == CLOSING)
-        stops |= np.arange(1, rows.shape[1]) >= n_step[:, None]
-        steps = stops.argmax(1) + 1
-        whole = (start - ring.age[rows[:, 0]] >= ring.oldest[member]) & (start + steps < ring.count[member])
-        return steps, whole & (kind[:, 0] != CLOSING)
-
-    def _search(self, member: int, n_step: int, fraction: float, priorities: Priorities | None) -> tuple[int, int]:
-        """The start at this fraction of all valid ones: the same distribution as redrawing, without end."""
-        slot = np.arange(self.ring.oldest[member], self.ring.count[member])
-        steps, valid = self._windows(np.full_like(slot, member), slot, np.full_like(slot, n_step))
-        if not valid.any():
-            raise ValueError(
-                f"replay: seed {self.seeds[member]} holds {len(slot)} slots and no complete window of {n_step} steps; "
-                f"raise warmup (or the replay's capacity)"
-            )
-        slot, steps = slot[valid], steps[valid]
-        mass = priorities.get(member, slot % self.ring.capacity) if priorities else np.ones(len(slot))
-        total = mass.cumsum(dtype=np.float64)
-        i = min(total.searchsorted(fraction * total[-1], side="right"), len(slot) - 1)
-        return slot[i], steps[i]
 
     # persistence
 
@@ -293,8 +238,8 @@ def _hash(fields: dict[str, np.ndarray]) -> bytes:
     return hashlib.sha256(b"".join(values.tobytes() for values in fields.values())).digest()
 
 
-def _per_sample(value, shape: tuple[int, int], dtype: type) -> np.ndarray:
-    """One number, [n] or [n, B] -> [n * B]."""
+def _per_sample(value, shape: tuple[int, int, int], dtype: type) -> np.ndarray:
+    """One number, [n] or [n, B] -> [n * k * B]."""
     values: np.ndarray = np.empty(shape, dtype)
-    values.T[:] = np.transpose(value)
+    values.transpose(1, 2, 0)[:] = np.transpose(value)
     return values.ravel()

@@ -216,6 +216,26 @@ def test_draws_repeat_and_differ_by_seed_stream_and_number():
     assert not torch.equal(index, replay.sample(32, 5, stream="observe")["index"])
 
 
+@pytest.mark.parametrize(
+    "spec, options", [(FRAMES, {"prioritised": True}), (VECTOR, {}), (VECTOR, {"standardise": True})]
+)
+@pytest.mark.parametrize("seeds", [[4], [4, 5, 6]])
+def test_several_draws_at_once_are_what_each_is_alone(spec, options, seeds):
+    replay, loops = filled(spec, seeds, 40, 90, **options)  # short episodes: many a draw is repeated
+    n_step = np.arange(1, len(seeds) + 1)
+    together = replay.samples(5, range(7, 16), n_step, 0.9, progress=0.5)  # 5: sizes that are no multiple of 64 bytes
+    assert len(together) == 9
+    for number, batch in zip(range(7, 16), together, strict=True):
+        agree(loops, batch, n_step[:, None], 0.9)
+        alone = replay.sample(5, number, n_step, 0.9, progress=0.5)
+        assert batch.keys() == alone.keys()
+        for name, values in alone.items():
+            assert torch.equal(batch[name], values)
+            assert batch[name].stride() == values.stride(), name
+        for name in ("obs", "next_obs"):  # where they begin decides the bits of a matrix product
+            assert batch[name].data_ptr() % 64 == alone[name].data_ptr() % 64 == 0
+
+
 def steps_of_one(count, spec=VECTOR, seed=0):
     source = life(spec, 1, seed)
     return [next(source) for _ in range(count)]

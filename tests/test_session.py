@@ -23,6 +23,7 @@ from core.clock import Clock
 from core.config import BadConfig, load
 from core.diagnostics import CHEAP, DEAR, MIDDLE, trainability
 from core.policy import load_policy
+from core.replay import Replay
 from core.run import main as run_command
 
 DQN = ["agent=dqn", "env=toy/lives", "net=nature", "net.width=16", "net.padding=valid", "agent.batch_size=8"]
@@ -91,6 +92,34 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, capsys, argument
     assert digests(tmp_path / "broken", capsys) == wanted
     for name in ("eval.csv", "metrics.jsonl", "ledger.jsonl"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_batches_drawn_together_change_nothing_wherever_a_run_is_stopped(tmp_path, capsys, monkeypatch):
+    many = [*RUNS["sac"], "replay_ratio=11.5", "steps=40"]
+    sizes = []
+    draw = Replay.samples
+    monkeypatch.setattr(
+        Replay, "samples", lambda self, size, draws, *a: sizes.append(len(draws)) or draw(self, size, draws, *a)
+    )
+    play(tmp_path / "together", many)
+    assert {8, 3, 4} <= set(sizes)  # of 11 or 12
+    run = AgentSession(load([*many, f"run_dir={tmp_path / 'broken'}"]))
+    note = run.note
+
+    def stopping(batch, metrics) -> None:
+        note(batch, metrics)
+        if run.clock.updates == 100:
+            run.stop.ask("the test", 99, "go on")
+
+    run.note = stopping
+    with run:
+        train.loop(run.config, run)
+    assert (run.exit_code, run.clock.updates_due()) == (99, 3)
+    assert play(tmp_path / "broken", many) == 0
+    monkeypatch.setattr("core.agent_session.TOGETHER", 1)
+    play(tmp_path / "alone", many)
+    wanted = digests(tmp_path / "alone", capsys)
+    assert digests(tmp_path / "together", capsys) == wanted == digests(tmp_path / "broken", capsys)
 
 
 def test_a_forced_configuration_that_does_not_fit_leaves_the_folder_as_it_was(tmp_path):
