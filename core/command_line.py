@@ -8,13 +8,14 @@ configs/protocol/ speaks about the whole tree; one in configs/<other group>/ abo
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import functools
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -103,7 +104,7 @@ def load(argv: Sequence[str]) -> Config:
 def register(argv: Iterable[str] = ()) -> None:
     """Put everything that can be chosen into Hydra's store; `argv` may name Gymnasium environments."""
     OmegaConf.register_new_resolver("at_most", _at_most, replace=True)
-    OmegaConf.register_new_resolver("pixel_repeat", rooms.pixel_repeat, replace=True)
+    OmegaConf.register_new_resolver("by_task", _by_task, replace=True)
     _register_rooms()
     for arg in argv:
         if arg.startswith("env="):
@@ -116,6 +117,11 @@ def _at_most(share: float, whole: int, wanted: int) -> int:
     if not isinstance(whole, int | float) or not math.isfinite(whole):
         return wanted  # whoever builds the options will say what is wrong with the whole
     return min(wanted, int(share * whole))
+
+
+def _by_task(task: str, usual: Any, others: Mapping[str, Any]) -> Any:
+    """What the first pattern that matches the task stands for, as in {dmc/walker-*: 512}; else the usual."""
+    return next((value for pattern, value in others.items() if fnmatch.fnmatch(task, pattern)), usual)
 
 
 @functools.cache

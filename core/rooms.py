@@ -78,11 +78,6 @@ def env_settings(name: str) -> type | None:
     return getattr(importlib.import_module(f"envs.{family}"), "Settings", None)
 
 
-def pixel_repeat(env: str) -> int:
-    """Env steps per agent step that the benchmarks from pixels give a task, as "dmc/cheetah-run"."""
-    return importlib.import_module("envs.dmc").PIXEL_REPEATS.get(env.partition("/")[2], 2)
-
-
 @functools.cache
 def interventions() -> dict[str, str]:
     """Name of every intervention (its file's) -> the first line of its docstring."""

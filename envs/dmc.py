@@ -33,15 +33,6 @@ class Settings:
     fast_render: bool = option(False, help="small shadows, no smoothing: 3 x as fast, not quite the published pixels")
 
 
-# env steps per agent step in the pixel benchmarks: PlaNet's for its tasks, 2 in all others
-PIXEL_REPEATS = {
-    "cartpole-swingup": 8,
-    "reacher-easy": 4,
-    "cheetah-run": 4,
-    "ball_in_cup-catch": 4,
-    "finger-spin": 2,
-    "walker-walk": 2,
-}
 CAMERAS = {"quadruped": 2}  # others: 0
 DEFAULTS = Settings()
 

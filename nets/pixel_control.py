@@ -22,11 +22,15 @@ from nets.mlp import MLP, Critics, GaussianActor
 
 
 class Bottleneck(nn.Module):
-    """What remains of an encoder's features: tanh(layer norm(linear)). [B, n_in] -> [B, n_out]."""
+    """What remains of an encoder's features: tanh(layer norm(linear)). [B, n_in] -> [B, n_out].
+
+    Orthogonal rows are born with length 1, as in DrQ-v2 and, nearly, in jaxrl (flax's own initialiser): the norm takes
+    any other away, but the longer the rows, the slower Adam turns them.
+    """
 
     def __init__(self, n_in: int, spec: DrQ) -> None:
         super().__init__()
-        self.linear = initialise(nn.Linear(n_in, spec.bottleneck), spec.init)
+        self.linear = initialise(nn.Linear(n_in, spec.bottleneck), spec.init, gain=1.0)
         self.norm = nn.LayerNorm(spec.bottleneck, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ ODD = [
     *("{}", "{a:1}", "{a:{b:[1]}}", "{1:2}", "{name:sac}", "{kind:x}", "{name:[x]}"),
     *("${steps}", "${seeds}", "${agent}", "${nowhere}", "${", "${}", "${.}", "${steps}${steps}", "${env.name}"),
     *("${oc.env:HOME}", "${oc.env:NOWHERE}", "${nothing:1}", "${oc.decode:'['}", "${now:%Y}", "${hydra:job.num}"),
-    *("${at_most:1,2}", "${at_most:a,b,c}", "${at_most:1e300,1e300,3}", "${pixel_repeat:3}", "${pixel_repeat:null}"),
+    *("${at_most:1,2}", "${at_most:a,b,c}", "${at_most:1e300,1e300,3}", "${by_task:3,1,{}}", "${by_task:a,1,[b]}"),
     *("a,b", "1,2", "choice(1,2)", "range(1,3)", "range(0,1000000000000)", "interval(0,1)", "glob(*)", "tag(a)"),
     *("sort(3,1)", "shuffle([1,2])", "int(3.5)", "int(a)", "float(nan)", "bool(x)", "extend_list(1)", "str(3)"),
     *("a=b", "a:b", "a b", "a\nb", "#", "%", "\\", "\\'", "@", "~", "+", "$", "*", "?", "!", "&a", "*a", "|", ">"),

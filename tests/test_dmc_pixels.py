@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from core.config import load
-from core.rooms import pixel_repeat
 
 FACTS = """
 import json, sys
@@ -121,10 +120,17 @@ def test_a_renderer_that_was_switched_off_is_told():
     assert "env.pixels: dmc/walker-walk is drawn with OpenGL; start with MUJOCO_GL=egl or osmesa" in done.stderr
 
 
+PLANET = {"cartpole-swingup": 8, "reacher-easy": 4, "cheetah-run": 4, "ball_in_cup-catch": 4}
+PLANET |= {"finger-spin": 2, "walker-walk": 2}  # Hafner et al. 2019, table 1
+
+
 def test_the_benchmarks_action_repeats():
-    assert [pixel_repeat(f"dmc/{task}") for task in ("cartpole-swingup", "cheetah-run", "walker-run")] == [8, 4, 2]
-    config = load(["agent=drq_sac", "env=dmc/reacher-easy"])
-    assert config.env_options["action_repeat"] == 4 and config.env_options["pixels"] == 64
+    configs = {
+        task: load(["agent=drq_sac", f"env=dmc/{task}"]) for task in PLANET | {"walker-run": 2, "acrobot-swingup": 2}
+    }
+    repeats = {task: config.env_options["action_repeat"] for task, config in configs.items()}
+    assert repeats == PLANET | {"walker-run": 2, "acrobot-swingup": 2}
+    assert configs["cheetah-run"].env_options["pixels"] == 64
     assert load(["agent=drq_v2", "env=dmc/cartpole-swingup"]).env_options["action_repeat"] == 2
 
 

@@ -533,7 +533,7 @@ def test_the_actor_has_the_critics_encoder_at_birth_and_after_every_event():
 
 @pytest.fixture(scope="module")
 def config():
-    return load(["agent=drq_v2", "env=dmc/walker-walk"])
+    return load(["agent=drq_v2", "env=dmc/finger-spin"])  # easy, and without settings of its own
 
 
 @pytest.fixture(scope="module")
@@ -557,6 +557,23 @@ def test_the_defaults_are_the_published_ones(config):
     assert (net.channels, net.strides, net.padding, net.centred) == ((32,) * 4, (2, 1, 1, 1), "valid", True)
     assert (net.width, net.depth, net.bottleneck, net.init) == (1024, 2, 50, "orthogonal_1")
     assert (net.norm, net.activation, net.dropout) == ("none", "relu", 0.0)
+
+
+def test_the_settings_of_single_tasks_are_their_authors():
+    """cfgs/task/*.yaml of facebookresearch/drqv2, every task of the suite that has one."""
+    easy = ["cartpole-balance", "cartpole-balance_sparse", "cartpole-swingup", "ball_in_cup-catch", "finger-spin"]
+    easy += ["hopper-stand", "pendulum-swingup", "walker-stand", "walker-walk"]
+    medium = ["acrobot-swingup", "cartpole-swingup_sparse", "cheetah-run", "finger-turn_easy", "finger-turn_hard"]
+    medium += ["hopper-hop", "quadruped-run", "quadruped-walk", "reacher-easy", "reacher-hard", "walker-run"]
+    hard = ["humanoid-run", "humanoid-stand", "humanoid-walk"]
+    decays = dict.fromkeys(easy, 100_000) | dict.fromkeys(medium, 500_000) | dict.fromkeys(hard, 2_000_000)
+    for task, noise_steps in decays.items():
+        config = load(["agent=drq_v2", f"env=dmc/{task}"])
+        o, hardest = config.agent, task in hard
+        assert o.noise_steps == noise_steps, task
+        assert (o.n_step, o.batch_size) == ((1, 512) if task.startswith("walker") else (3, 256)), task
+        assert (o.learning_rate, config.net.bottleneck) == ((8e-5, 100) if hardest else (1e-4, 50)), task
+        assert config.replay.capacity == (100_000 if task == "quadruped-run" else 1_000_000), task
 
 
 def test_adam_is_torchs_own_and_the_networks_evaluated_are_those_that_learn(published):
