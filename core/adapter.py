@@ -126,7 +126,7 @@ class Plastic:
         if not any(intervention.when.due(self.clock) for intervention in self.interventions):
             return []
         self._exchange(read=True)
-        rows = self.engine.intervene(self.clock, ("updates",), lambda stream, count: {"obs": inputs[None]})
+        rows = self.engine.intervene(self.clock, ("updates",), lambda stream, count, size: {"obs": inputs[None]})
         self._exchange(read=False)
         return rows
 

@@ -16,6 +16,7 @@ Kind = Literal["linear", "conv", "norm"]
 Init = Literal["orthogonal", "orthogonal_1", "xavier", "he", "torch"]
 Norm = Literal["none", "layer", "group", "batch"]
 Activation = Literal["relu", "gelu", "crelu", "aid"]
+LAST = "last"  # key of the features that output layers read, where they are no single layer's
 PRE = ".pre"  # a layer's pre-activations are features too, under its key with this behind it
 
 

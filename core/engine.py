@@ -45,7 +45,7 @@ from core.selection import check_parts
 from core.state import Batch, State, States, Tensors, check_same_tree, clone, member, shaped, stack, write
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-Sample = Callable[[str, int], Batch]  # (stream, count) -> a batch [n, B, ...]
+Sample = Callable[[str, int, int], Batch]  # (stream, count, samples; 0: as many as an update takes) -> [n, B, ...]
 
 
 class Learner(Protocol):
@@ -182,7 +182,7 @@ class Engine:
         ctx = self.context(intervention, part, i, states, clock, sample)
         found = {}
         if when.metric:
-            found = {when.metric: measure(when.metric, part, old, ctx.step())}
+            found = {when.metric: measure(when.metric, part, old, lambda size: ctx.step(size=size))}
             happens, memory = when.judge(found[when.metric], old.memory[intervention.name], clock)
             write({k: old.memory[intervention.name][k] for k in memory}, memory)
             if not happens:
@@ -204,11 +204,12 @@ class Engine:
     ) -> Context:
         stream, counts = f"event/{intervention.name}/{part.name}", self._counts(clock, clock.updates)
 
-        def draw_batch(number: int) -> tuple[Batch, Tensors]:
+        def draw_batch(number: int, size: int) -> tuple[Batch, Tensors]:
             name = f"{stream}/{number}" if number else stream
-            batch = member(sample(name, clock.updates), i) | counts
-            noise = draw(self.loss_noise, self.keys_of(name), counts["update"])
-            return batch, member(noise, i)
+            batch = sample(name, clock.updates, size)
+            samples = next(iter(batch.values())).shape[1]
+            noise = draw(self.learner.noise(samples), self.keys_of(name), counts["update"])
+            return member(batch, i) | counts, member(noise, i)
 
         control = intervention.control
         where = (self.seeds[i], intervention.name, self.device)

@@ -28,7 +28,8 @@ class Context:
     seed: int
     instance: str  # name of the intervention
     device: torch.device | str
-    sample: Callable[[int], tuple[Batch, Tensors]]  # batch number k of this seed with its noise, of the event's own
+    # batch number k of this seed with its noise, of the event's own; so many samples, 0: as many as an update takes
+    sample: Callable[[int, int], tuple[Batch, Tensors]]
     shared: frozenset[str] = frozenset()  # of that noise, what does not lead with samples
     control: Control = "none"
 
@@ -52,9 +53,9 @@ class Context:
     def _time(self) -> tuple[int, ...]:
         return self.clock.updates, self.clock.agent_steps, self.clock.tasks
 
-    def step(self, number: int = 0) -> Step:
+    def step(self, number: int = 0, size: int = 0) -> Step:
         """Loss, features and gradient of this part on a batch of its own; the network runs as in evaluation."""
-        batch, noise = self.sample(number)
+        batch, noise = self.sample(number, size)
         grads, outcome = self.part.gradient(self.states, batch, noise, observing=True)
         return Step(batch, noise, outcome, grads, self.states, self.shared)
 

@@ -33,6 +33,11 @@ def gradient(objective: Callable[[Tensors], tuple[Tensor, Aux]], params: Tensors
     return dict(zip(leaves, grads, strict=True)), tree_map(torch.detach, aux)
 
 
+def joint_norm(grads: Tensors) -> Tensor:
+    """Euclidean norm of all gradients together. -> ()."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]))
+
+
 def shortened(grads: Tensors, norm: Tensor, longest: float) -> Tensors:
     """Gradients of joint length `norm`, scaled down to `longest` if longer (Pascanu et al. 2013); 0: as given."""
     if not longest:

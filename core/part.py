@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from core.blueprint import PRE, SECTIONS, NetSpec
-from core.gradients import gradient, shortened
+from core.gradients import gradient, joint_norm, shortened
 from core.intervention import Intervention, OptimizerRule
 from core.optim import Adam
 from core.randomness import Noise, fork_torch
@@ -244,7 +244,7 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
     """
     s = states[part.name]
     grads, outcome = part.compiled_gradient(states, batch, noise)
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]))
+    norm = joint_norm(grads)
     outcome = outcome._replace(info={f"{part.name}/loss": outcome.loss, f"{part.name}/grad_norm": norm} | outcome.info)
     grads = shortened(grads, norm, part.optim.clip_norm)
     if part.fused:

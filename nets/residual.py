@@ -16,7 +16,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from core.blueprint import Init, Layer, NetSpec, Section
+from core.blueprint import LAST, Init, Layer, NetSpec, Section
 from core.options import option
 from core.randomness import beside
 from core.state import Tensors
@@ -124,7 +124,7 @@ class ResidualTrunk(nn.Module):
         x = x if self.norm_last else self.norm(x).relu()
         for i, block in enumerate(self.blocks):
             x = block(x, f"blocks.{i}", feats)
-        x = self.norm(x) if self.norm_last else x
+        feats[LAST] = x = self.norm(x) if self.norm_last else x
         if self.spec.auxiliary:
             feats["auxiliary"] = self.auxiliary(x)
         return x, feats

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from core.blueprint import Layer, NetSpec
+from core.blueprint import LAST, Layer, NetSpec
 from core.state import Tensors
 from nets.activations import activation, halves
 from nets.layers import initialise, normalisation, normalised, rectified, units
@@ -85,7 +85,8 @@ class ResNetEncoder(nn.Module):
         x = self.act(normalised(self.stem(x), self.norm, "norm", feats))
         for i, block in enumerate(self.blocks):
             x = block(x, f"blocks.{i}", feats)
-        return x.mean((-2, -1)), feats
+        feats[LAST] = x.mean((-2, -1))
+        return feats[LAST], feats
 
     def chain(self, prefix: str, readers: tuple[str, ...]) -> list[Layer]:
         """Its layers as the network that holds it under `prefix` sees them; nobody owns what the `readers` read."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.blueprint import Layer, NetSpec
+from core.blueprint import LAST, Layer, NetSpec
 from core.state import Tensors
 from nets.activations import activation, halves
 from nets.layers import NORM_EPS, initialise, rectified, refuse_norms, units
@@ -89,7 +89,8 @@ class ViTEncoder(nn.Module):
         feats: Tensors = {}
         for i, block in enumerate(self.blocks):
             x = block(x, f"blocks.{i}", feats)
-        return self.norm(x).mean(-2), feats
+        feats[LAST] = self.norm(x).mean(-2)
+        return feats[LAST], feats
 
     def chain(self, prefix: str, readers: tuple[str, ...]) -> list[Layer]:
         """Its layers as the network that holds it under `prefix` sees them; nobody owns what the `readers` read."""

@@ -92,7 +92,7 @@ def run(engine: Engine, updates: int, clock: Clock | None = None) -> Clock:
     clock = clock or Clock(steps=10**9)
     spec = engine.learner.spec
 
-    def sample(stream: str, count: int) -> Batch:
+    def sample(stream: str, count: int, size: int) -> Batch:
         return batch_for(spec, engine.seeds, count=10**6 + count)
 
     for _ in range(updates):

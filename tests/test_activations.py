@@ -250,7 +250,7 @@ def test_an_event_and_a_decision_see_the_network_in_evaluation(masks):
 
     class Looks(Intervention):
         def event(self, part, s, ctx):
-            batch = ctx.sample(0)[0]
+            batch = ctx.sample(0, 0)[0]
             seen.append((ctx.step().outcome.feats["trunk.h0"], part(weights(s), batch["obs"])[1]["trunk.h0"]))
             return s
 

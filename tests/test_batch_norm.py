@@ -206,7 +206,7 @@ def test_events_use_running_statistics_and_leave_them():
 
     class Looks(Intervention):
         def event(self, part, s, ctx):
-            batch = ctx.sample(0)[0]
+            batch = ctx.sample(0, 0)[0]
             seen.append((ctx.step().outcome.feats["trunk.h1"], part(weights(s), batch["obs"])[1]["trunk.h1"]))
             return s
 

@@ -118,7 +118,7 @@ def trained(learner: str, name: str, seeds=(0,), **options):
 
 
 def sampler(learner: str, seeds):
-    return lambda stream, count: batch_for(SPECS[learner], seeds, 10**6 + count)
+    return lambda stream, count, size: batch_for(SPECS[learner], seeds, 10**6 + count)
 
 
 def fire(learner: str, e, at: int = 3) -> list[dict]:

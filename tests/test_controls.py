@@ -23,7 +23,7 @@ def controlled(control: str, kind=ShrinkAndPerturb, **settings):
     run(e, 2)
     before = clone(e.states["q"])
     clock = Clock(steps=10**9, updates=3, last={"updates": 2})
-    rows = e.intervene(clock, ("updates",), lambda stream, count: batch_for(VECTOR, e.seeds, 10**6 + count))
+    rows = e.intervene(clock, ("updates",), lambda stream, count, size: batch_for(VECTOR, e.seeds, 10**6 + count))
     return before, e.states["q"], rows
 
 

@@ -33,7 +33,7 @@ def aged(learner, seeds=(0,), updates: int = 3):
 def sampler(e):
     """Batch number k of an event is the made-up one number 500 + k."""
 
-    def sample(stream: str, count: int):
+    def sample(stream: str, count: int, size: int):
         number = stream.rpartition("/")[2]
         return batch_for(e.learner.spec, e.seeds, 500 + (int(number) if number.isdigit() else 0))
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from learners import FRAMES, VECTOR, batch_for, dqn, equal, sac
+import torch.nn.functional as F
+from learners import FRAMES, VECTOR, batch_for, classifier, dqn, equal, sac
 from torch.utils._pytree import tree_map
 
+from core import randomness
 from core.blueprint import PRE
 from core.diagnostics import (
     CHEAP,
@@ -22,9 +25,11 @@ from core.diagnostics import (
     distance_from_birth,
     dormant,
     effective_learning_rate,
+    feature_ranks,
     gradient_norm,
     growth,
     linearised,
+    mean_signature,
     measure,
     parameter_norm,
     preactivation,
@@ -38,12 +43,14 @@ from core.diagnostics import (
     zero_gradient,
 )
 from core.diagnostics.churn import differences
+from core.diagnostics.ranks import family
 from core.diagnostics.spectra import top_singular_value
-from core.diagnostics.units import magnitudes, scores
+from core.diagnostics.units import magnitudes, scores, slope
+from core.optim import SGD
 from core.part import Outcome, Step, descend
-from core.state import clone, member
+from core.state import clone, member, weights
 from interventions.l2 import L2
-from nets import C51, HLGauss, Nature, TwoHot, Vectors
+from nets import C51, Bro, HLGauss, Nature, Simba, TwoHot, Vectors
 
 
 def short_trainability(part, s, step):
@@ -62,7 +69,8 @@ def observe(agent, states, part="q", seed=0):
     g = torch.Generator().manual_seed(seed)
     noise = {k: torch.randn(n.shape, generator=g) for k, n in agent.noise(8).items()}
     grads, outcome = agent.parts[part].gradient(states, batch, noise, observing=True)
-    return agent.parts[part], states[part], Step(batch, noise, outcome, grads, states)
+    shared = frozenset(k for k, n in agent.noise(8).items() if n.shared)
+    return agent.parts[part], states[part], Step(batch, noise, outcome, grads, states, shared)
 
 
 def born(agent):
@@ -613,8 +621,8 @@ def test_a_metric_is_found_in_every_tier_and_its_dear_ones_are_not_computed_for_
     part, s, step = observe(agent, born(agent))
     for metric, function in (("dead", dead), ("churn/x", None), ("value_churn", churn), ("growth_balance", growth)):
         if function:
-            assert measure(metric, part, s, step) == pytest.approx(float(function(part, s, step)[metric]))
-    assert measure("dormant", part, s, step) == float(dormant(part, s, step)["dormant@0.025"])
+            assert measure(metric, part, s, lambda size: step) == pytest.approx(float(function(part, s, step)[metric]))
+    assert measure("dormant", part, s, lambda size: step) == float(dormant(part, s, step)["dormant@0.025"])
 
     def never(*_):
         raise AssertionError("a dear diagnostic ran for a cheap metric")
@@ -622,15 +630,108 @@ def test_a_metric_is_found_in_every_tier_and_its_dear_ones_are_not_computed_for_
     monkeypatch.setattr(
         "core.diagnostics.TIERS", [CHEAP._replace(diagnostics=(dead,)), DEAR._replace(diagnostics=(never,))]
     )
-    measure("dead", part, s, step)
+    measure("dead", part, s, lambda size: step)
     with pytest.raises(AssertionError):
-        measure("entk_rank", part, s, step)
+        measure("entk_rank", part, s, lambda size: step)
 
 
 def test_a_metric_that_is_a_picture_or_misspelt_is_refused_by_name(monkeypatch):
     agent = dqn(spec=VECTOR)
     both = CHEAP._replace(diagnostics=(lambda *_: {"dead": torch.ones(()), "x_image": torch.eye(2)},))
     monkeypatch.setattr("core.diagnostics.TIERS", [both])
+    part, s, step = observe(agent, born(agent))
     for metric in ("ded", "x_image"):
         with pytest.raises(ValueError, match=f"when.metric={metric} given"):
-            measure(metric, *observe(agent, born(agent)))
+            measure(metric, part, s, lambda size: step)
+
+
+# what a diagnostic is given
+
+
+def test_the_step_is_shortened_as_training_shortens_it():
+    agent = dqn(spec=VECTOR)
+    agent.q.optim = replace(
+        agent.q.optim, clip_norm=1e-4, eps=1e-3
+    )  # far below the gradient's, and Adam not blind to it
+    states = born(agent)
+    part, s, step = observe(agent, states)
+    stepped, _ = descend(part, states, step.batch, step.noise)
+    moved = torch.cat([(stepped["q"].params[k] - p).flatten() for k, p in s.params.items()]).norm()
+    whole = torch.cat([p.flatten() for p in s.params.values()]).norm()
+    assert update_ratio(part, s, step)["update_ratio"].item() == pytest.approx(float(moved / whole), rel=1e-5)
+    m, v = stepped["q"].optim["m"], stepped["q"].optim["v"]
+    u = torch.cat([((m[k] / 0.1) / ((v[k] / 0.001).sqrt() + 1e-3)).abs().flatten() for k in m])
+    assert adam_health(part, s, step)["adam_mean_update"].item() == pytest.approx(u.mean().item(), rel=1e-4)
+    part.optim = replace(part.optim, clip_norm=0.0)
+    assert update_ratio(part, s, step)["update_ratio"] > 2 * moved / whole
+
+
+def test_gradient_descent_has_no_health_of_adam():
+    agent = dqn(spec=VECTOR)
+    part, s, step = observe(agent, born(agent))
+    part.optim = SGD(lr=0.1)
+    assert adam_health(part, s, step) == {}
+
+
+def test_sigmas_of_noisy_layers_are_no_weights():
+    agent = dqn(spec=VECTOR, noisy=0.5)
+    part, s, step = observe(agent, born(agent))
+    kernels = [p.flatten() for k, p in s.params.items() if p.ndim > 1 and not k.endswith("_sigma")]
+    assert len(kernels) < sum(p.ndim > 1 for p in s.params.values())
+    assert torch.equal(weight_magnitude(part, s, step)["weight_magnitude"], torch.cat(kernels).abs().mean())
+
+
+def test_a_metric_is_measured_on_as_many_samples_as_it_is_logged_from():
+    agent = dqn(spec=VECTOR)
+    part, s, step = observe(agent, born(agent))
+    sizes = []
+    for metric in ("dead", "srank", "entk_rank"):
+        measure(metric, part, s, lambda size: sizes.append(size) or step)
+    assert sizes == [256, 256, 1_024, 256, 1_024, 128]
+
+
+def test_a_newborn_is_shown_what_the_clone_is_shown():
+    """The newborn itself, told the moments of its observations, is as trainable as the newborn."""
+    agent = sac(standardise=True)
+    for name in ("critic", "actor"):
+        part = agent.parts[name]
+        s = part.birth(randomness.key(0, "diagnostics/probe/newborn"))
+        moments = {"standardise.mean": torch.full((5,), 3.0), "standardise.var": torch.full((5,), 25.0)}
+        assert moments.keys() <= s.buffers.keys()
+        states = {k: p.birth(0) for k, p in agent.parts.items()} | {name: s._replace(buffers=s.buffers | moments)}
+        _, s, step = observe(agent, states, name)
+        found = trainability(part, s, step, steps=5)
+        assert {v.item() for k, v in found.items()} == {0.0}
+
+
+# networks whose outputs read no single layer
+
+
+@pytest.mark.parametrize("net", [Simba(width=16), Bro(width=16, actor_width=16)])
+def test_ranks_of_residual_networks_are_of_what_their_outputs_read(net):
+    agent = sac(net=net)
+    part, s, step = observe(agent, born(agent), "actor")
+    found = feature_ranks(part, s, step)
+    phi = step.outcome.feats["trunk.last"]
+    outputs = torch.stack(
+        [F.linear(phi, s.params[f"{k}.weight"], s.params[f"{k}.bias"]) for k in ("mean", "log_std")], 1
+    )
+    torch.testing.assert_close(outputs, part(weights(s), step.batch["obs"])[0])
+    assert found["srank"] == found["srank/trunk.last"] == family(phi.double())["srank"]
+    assert {"log10_sigma_1", "cos_v1_mean"} <= mean_signature(part, s, step).keys()
+
+
+def test_a_gelu_is_dead_where_it_is_flat_and_linearised_where_it_is_a_straight_line():
+    assert slope(a := torch.linspace(-6, 6, 50, requires_grad=True)).tolist() == pytest.approx(
+        torch.autograd.grad(F.gelu(a).sum(), a)[0].tolist(), abs=1e-6
+    )
+    agent = classifier(net=Vectors(width=16, activation="gelu"))
+    ramp = torch.linspace(-1, 1, 8)[:, None]
+    pre = torch.zeros(8, 16) + ramp  # bent: alive and no line
+    pre[:, :2] = ramp - 9.0  # flat
+    pre[:, 2:5] = ramp + 9.0  # a line
+    feats = {f"trunk.h{i}{end}": x for i in (0, 1) for end, x in (("", F.gelu(pre)), (PRE, pre))}
+    step, s = shown(feats), born(agent)["classifier"]
+    part = agent.parts["classifier"]
+    assert dead(part, s, step)["dead"].item() == pytest.approx(2 / 16)
+    assert linearised(part, s, step)["linearised"].item() == pytest.approx(3 / 16)

@@ -152,7 +152,7 @@ def test_in_training_the_share_is_that_of_numpy_on_one_batch(make, part, spec, n
     run_without_events(e, 3)
     old, clock, net_ = clone(e.states), Clock(steps=10**9, updates=3, last={"updates": 2}), e.learner.parts[part]
 
-    def sample(stream, count):
+    def sample(stream, count, size):
         return batch_for(spec, e.seeds, 500)
 
     contexts = [e.context(intervention, net_, i, member(old, i), clock, sample) for i in range(2)]
@@ -183,7 +183,7 @@ def test_each_part_goes_by_its_own_dormant_units():
     e.states["actor"].params["trunk.layers.1.weight"].zero_()  # all eight hold their bias alone, which is 0
     old = clone(member(e.states, 0))
     clock = Clock(steps=10**9, updates=3, last={"updates": 2})
-    e.intervene(clock, ("updates",), lambda stream, count: batch_for(CONTROL, e.seeds, 500))
+    e.intervene(clock, ("updates",), lambda stream, count, size: batch_for(CONTROL, e.seeds, 500))
     for name, keep in (("actor", 0.2), ("critic", 0.9)):
         part, new = e.learner.parts[name], member(e.states, 0)[name]
         ctx = Context(part, old, clock, 0, DRM, "cpu", None)

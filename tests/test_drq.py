@@ -58,7 +58,7 @@ def train(e, updates: int, start: int = 0):
 
 
 def fire(e, updates: int) -> list[dict]:
-    def no_sample(stream, count):
+    def no_sample(stream, count, size):
         raise AssertionError("this event looks at no data")
 
     clock = Clock(steps=10**9, updates=updates, last={"updates": updates - 1})

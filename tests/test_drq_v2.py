@@ -522,7 +522,7 @@ def test_the_actor_has_the_critics_encoder_at_birth_and_after_every_event():
     train(e, 2)
     before = clone(e.states)
     clock = Clock(steps=10**9, updates=2, last={"updates": 1})
-    rows = e.intervene(clock, ("updates",), lambda stream, count: pytest.fail("this event looks at no data"))
+    rows = e.intervene(clock, ("updates",), lambda stream, count, size: pytest.fail("this event looks at no data"))
     assert len(rows) == 4
     assert not any(torch.equal(before["critic"].params[k], e.states["critic"].params[k]) for k in ENCODER[::2])
     assert carries_the_critics_encoder(e)

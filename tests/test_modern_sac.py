@@ -404,7 +404,7 @@ def test_redo_on_silent_units_of_simba_keeps_its_function():
 
     before, old = said(), tree_map(torch.clone, e.states)
     clock = Clock(steps=10**9, updates=3, last={"updates": 2})
-    rows = e.intervene(clock, ("updates",), lambda stream, count: batch_for(CONTROL, e.seeds, 50))
+    rows = e.intervene(clock, ("updates",), lambda stream, count, size: batch_for(CONTROL, e.seeds, 50))
     assert {row["part"] for row in rows} == {"critic", "actor"} and all(row["touched"] > 0 for row in rows)
     assert not equal(old["critic"].params, e.states["critic"].params)
     assert largest_difference(before, said()) < 1e-6
@@ -1088,7 +1088,7 @@ def test_every_network_and_slow_copy_has_the_latest_moments_even_those_of_a_newb
         b = prepared(e.seeds, count)
         e.update(b, clock)
         clock.update()
-        rows = e.intervene(clock, ("updates",), lambda stream, count: prepared(e.seeds, 99))
+        rows = e.intervene(clock, ("updates",), lambda stream, count, size: prepared(e.seeds, 99))
         assert bool(rows) == (count % 2 == 1 or count % 3 == 2)
         for where, held in moments_in(e.states):
             assert torch.equal(held["standardise.mean"], b["obs_mean"]), (where, count)
@@ -1267,7 +1267,7 @@ def test_a_full_reset_leaves_nothing_but_data():
     for count in range(4):
         e.update(prepared((0,), count), clock)
         clock.update()
-        if e.intervene(clock, ("updates",), lambda stream, count: prepared((0,), 9)):
+        if e.intervene(clock, ("updates",), lambda stream, count, size: prepared((0,), 9)):
             s = member(tree_map(torch.clone, e.states), 0)
             assert s["alpha"].params["log"].exp().item() == pytest.approx(0.3)
             assert equal(s["critic"].params, s["critic"].copies["target"])

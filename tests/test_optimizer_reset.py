@@ -21,7 +21,7 @@ RENEWED = {"all": {"m", "v", "t"}, "count": {"t"}, "moments": {"m", "v"}}
 
 
 def fire(e, update: int = 3) -> list[dict]:
-    def no_sample(stream, count):
+    def no_sample(stream, count, size):
         raise AssertionError("an optimizer reset looks at no data")
 
     return e.intervene(Clock(steps=10**9, updates=update, last={"updates": update - 1}), ("updates",), no_sample)

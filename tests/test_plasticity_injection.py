@@ -25,7 +25,7 @@ LEARNERS = [(dqn, "q", FRAMES), (sac, "critic", CONTROL), (sac, "actor", CONTROL
 
 
 def inject(e, update: int = 3) -> list[dict]:
-    def no_sample(stream, count):
+    def no_sample(stream, count, size):
         raise AssertionError("an injection looks at no data")
 
     return e.intervene(Clock(steps=10**9, updates=update, last={"updates": update - 1}), ("updates",), no_sample)

@@ -214,8 +214,8 @@ def test_feature_ranks_are_of_the_last_hidden_layer_alone():
 def test_where_outputs_read_a_convolution_every_pixel_of_every_channel_is_a_feature():
     agent = dqn(spec=FRAMES, net=Nature(depth=0, padding="valid"))
     part, s, step = observe(agent, born(agent))
-    ((layer, phi),) = penultimate(part, step)
-    feats = step.outcome.feats[layer.feats]
+    ((name, phi),) = penultimate(part, step)
+    (feats,) = (step.outcome.feats[layer.feats] for layer in part.layers if layer.name == name)
     assert feats.ndim == 4 and phi.dtype == torch.float64
     assert torch.equal(phi, feats.reshape(8, -1).double())
     assert feature_ranks(part, s, step)["stable_rank"].item() == pytest.approx(by_numpy(phi)["stable_rank"])
@@ -277,6 +277,6 @@ def test_each_critic_has_its_own_signature_and_the_bare_name_is_the_mean():
     found = numbers(mean_signature(part, s, step))
     for layer, phi in penultimate(part, step):
         for name, value in signature_by_numpy(phi).items():
-            assert found[f"{name}/{layer.name}"] == pytest.approx(value, rel=1e-4)
+            assert found[f"{name}/{layer}"] == pytest.approx(value, rel=1e-4)
     for name in ("log10_sigma_1", "cos_v1_mean"):
         assert found[name] == pytest.approx(np.mean([found[f"{name}/q.{i}.trunk.layers.1"] for i in (0, 1)]))

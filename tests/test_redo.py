@@ -35,7 +35,7 @@ every_learner = pytest.mark.parametrize(("make", "part", "spec", "net"), LEARNER
 def sampler(e):
     """Batch number k of an event is the made-up one number 500 + k."""
 
-    def sample(stream: str, count: int):
+    def sample(stream: str, count: int, size: int):
         number = stream.rpartition("/")[2]
         return batch_for(e.learner.spec, e.seeds, 500 + (int(number) if number.isdigit() else 0))
 
@@ -61,7 +61,7 @@ def aged(learner, seeds=(0,), kill: bool = True):
 def outputs(e, part: str, i: int = 0):
     """What the network of member i says to the batch of the event."""
     states, net = member(e.states, i), e.learner.parts[part]
-    batch, _ = e.context(net.interventions[0], net, i, states, Clock(steps=10**9, updates=3), sampler(e)).sample(0)
+    batch, _ = e.context(net.interventions[0], net, i, states, Clock(steps=10**9, updates=3), sampler(e)).sample(0, 0)
     return net(states[part].params, *net.inputs(batch))[0]
 
 

@@ -30,7 +30,7 @@ def aged(learner, seeds=(0,), updates: int = 3):
 
 
 def fire(e, update: int = 3) -> list[dict]:
-    def no_sample(stream, count):
+    def no_sample(stream, count, size):
         raise AssertionError("a reset looks at no data")
 
     return e.intervene(Clock(steps=10**9, updates=update, last={"updates": update - 1}), ("updates",), no_sample)

@@ -38,7 +38,7 @@ def aged(learner, seeds=(0,)):
 
 
 def sampler(e):
-    return lambda stream, count: batch_for(e.learner.spec, e.seeds, 500)
+    return lambda stream, count, size: batch_for(e.learner.spec, e.seeds, 500)
 
 
 def fire(e) -> list[dict]:

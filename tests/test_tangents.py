@@ -77,7 +77,8 @@ def by_a_loop(part, s, step):
     params = {k: p.clone().requires_grad_() for k, p in s.params.items()}
     out = part.decode(part(params | s.buffers, *part.inputs(step.batch))[0]).flatten(1)
     scalars = out @ signs(out.shape[1]).to(out)
-    return gram_of([torch.autograd.grad(f, list(params.values()), retain_graph=True) for f in scalars])
+    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}  # sigmas rest in evaluation
+    return gram_of([torch.autograd.grad(f, list(params.values()), **options) for f in scalars])
 
 
 def gram_of(gradients):
@@ -104,6 +105,8 @@ LEARNERS = {
     "critics": (sac, "critic"),
     "actor": (sac, "actor"),
     "classifier": (classifier, "classifier"),
+    "noisy": (lambda: dqn(spec=VECTOR, noisy=0.5, value=C51(-2, 2, 5)), "q"),
+    "random critics": (lambda: sac(critics=10, subset=2), "critic"),
     "batch norm": (lambda: dqn(spec=VECTOR, net=Vectors(width=16, norm="batch")), "q"),
 }
 
@@ -287,13 +290,16 @@ def test_gradients_of_q_learning_are_weighted_errors_times_the_values_gradients_
     torch.testing.assert_close(loss_gram(part, s, step), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("learner", ["frames", "critics", "actor", "classifier", "batch norm"])
+@pytest.mark.parametrize(
+    "learner", ["frames", "critics", "actor", "classifier", "batch norm", "noisy", "random critics"]
+)
 def test_the_gradients_are_those_of_single_samples_with_their_noise_as_in_evaluation(learner):
     part, s, step = observed(learner)
     gradients = []
     for i in range(8):
         params = {k: p.clone().requires_grad_() for k, p in s.params.items()}
-        row, noise = ({k: t[i : i + 1] for k, t in d.items() if t.ndim} for d in (step.batch, step.noise))
+        row = {k: t[i : i + 1] for k, t in step.batch.items() if t.ndim}
+        noise = {k: t if k in step.shared else t[i : i + 1] for k, t in step.noise.items()}
         loss = part.loss(params | s.buffers, step.states, row, noise).loss
         gradients.append(torch.autograd.grad(loss, list(params.values()), allow_unused=True, materialize_grads=True))
     torch.testing.assert_close(loss_gram(part, s, step), gram_of(gradients), rtol=1e-4, atol=1e-6)

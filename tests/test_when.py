@@ -80,7 +80,7 @@ def test_each_seed_meets_the_condition_by_itself_and_the_ledger_says_at_which_va
     e = engine(dqn([ReDo(when=when)], spec=VECTOR), seeds=(3, 4))
     plant_dormant(e, member=1)
     clock = Clock(steps=10**9, updates=1, last={"updates": 0})
-    rows = e.intervene(clock, ("updates",), lambda stream, count: batch_for(VECTOR, e.seeds, 10**6 + count))
+    rows = e.intervene(clock, ("updates",), lambda stream, count, size: batch_for(VECTOR, e.seeds, 10**6 + count))
     assert [row["seed"] for row in rows] == [4]
     assert rows[0]["dead"] > 0.2 and rows[0]["touched"] > 0
     assert e.states["q"].memory["redo"]["happened"].tolist() == [-1, 1]
@@ -113,7 +113,7 @@ def test_a_yoked_event_happens_whenever_it_did_in_the_other_run_seed_by_seed(tmp
     found, clock = [], Clock(steps=10**9)
     for _ in range(5):
         clock.update()
-        sample = lambda stream, count: batch_for(VECTOR, e.seeds, 10**6 + count)  # noqa: E731
+        sample = lambda stream, count, size: batch_for(VECTOR, e.seeds, 10**6 + count)  # noqa: E731
         found += [(row["seed"], row["updates"]) for row in e.intervene(clock, ("updates",), sample)]
     assert found == [(3, 2), (4, 3)]
 

@@ -70,7 +70,7 @@ CHEAP = Tier(
         value_scale,
     ),
 )
-# For ranks at least as many samples as penultimate features.
+# For ranks at least as many samples as penultimate features; those of more features than 1,024 end there.
 MIDDLE = Tier("rank_every", 1_024, False, (preactivation, churn, spectral_norm, mean_signature, feature_ranks))
 DEAR = Tier("probe_every", 128, False, (gradient_covariance, tangent_kernel, curvature, trainability))
 TIERS = (CHEAP, MIDDLE, DEAR)
@@ -84,18 +84,19 @@ def finite(step: Step) -> bool:
     return all(bool(t.isfinite().all()) for t in (*step.grads.values(), *step.outcome.feats.values()))
 
 
-def measure(metric: str, part: Part, s: State, step: Step) -> float:
+def measure(metric: str, part: Part, s: State, look: Callable[[int], Step]) -> float:
     """One number by its name, such as dead, dormant@0.1 or srank/trunk.layers.1. Raises ValueError if there is none.
 
-    Cheap ones are looked through first, and nothing is computed beyond the function that has it. nan where the network
-    overflows.
+    look(samples): what a batch of that size shows; each tier gets the size it is logged with. Cheap ones are looked
+    through first, and nothing is computed beyond the function that has it. nan where the network overflows.
     """
     if not part.layers:
         raise ValueError(f"when.metric={metric} given; part {part.name} has no layers to measure, leave it out of `on`")
-    if not finite(step):
-        return math.nan
     name, known, unseen = COMMON.get(metric, metric), dict[str, Tensor](), ""
     for tier in TIERS:
+        step = look(tier.batch)
+        if not finite(step):
+            return math.nan
         for diagnostic in tier.diagnostics:
             try:
                 known |= {k: v for k, v in diagnostic(part, s, step).items() if not k.endswith(IMAGE)}

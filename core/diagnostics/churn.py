@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from core.diagnostics.aside import stepped
 from core.part import Part, Step
 from core.state import State, Tensors, weights
 
@@ -24,7 +25,7 @@ def churn(part: Part, s: State, step: Step) -> dict[str, Tensor]:
         return {}
     noise = {k: noise if k in step.shared else noise[:half] for k, noise in step.noise.items()}
     grads, _ = part.gradient(step.states, rows(step.batch, 0, half), noise)
-    new, _ = part.optim.step(s.params, grads, s.optim)
+    new, _ = stepped(part, s, grads)
     unseen = part.inputs(rows(step.batch, half, 2 * half))
     before, after = (part.decode(part(numbers, *unseen)[0]) for numbers in (weights(s), new | s.buffers))
     return differences(before, after, part.greedy, valued=part.greedy or "q" in step.outcome.values)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from core.diagnostics.aside import stepped
 from core.diagnostics.weights import norm
+from core.optim import SGD
 from core.part import Part, Step
 from core.state import State, Tensors
 
@@ -18,9 +20,11 @@ def adam_health(part: Part, s: State, step: Step) -> dict[str, Tensor]:
 
     `adam_mean_update` mean |u| over all entries; `adam_max_update` max |u|, which should stay about 1: spikes up to 6.6
     tell of second moments gone stale (Lyle et al. 2023, secondary); `adam_below_eps` the share of entries with
-    sqrt v_hat < eps, where Adam is no longer blind to the gradient's scale.
+    sqrt v_hat < eps, where Adam is no longer blind to the gradient's scale. Gradient descent reports none of them.
     """
-    _, slots = part.optim.step(s.params, step.grads, s.optim)
+    if isinstance(part.optim, SGD):
+        return {}
+    _, slots = stepped(part, s, step.grads)
     u = torch.cat([part.optim.direction(k, slots).abs().flatten() for k in s.params])
     root = torch.cat([(slots["v"][k] / (1 - part.optim.b2 ** slots["t"][k])).sqrt().flatten() for k in s.params])
     return {
@@ -41,7 +45,7 @@ def effective_learning_rate(part: Part, s: State, step: Step) -> dict[str, Tenso
         g, w = norm(_chosen(step.grads, names)), norm(_chosen(s.params, names))
         return part.optim.lr * g / w.square().clamp_min(1e-12)
 
-    kernels = [k for k in part.names() if s.params[k].ndim > 1]
+    kernels = part.matrices()
     layers = [layer.name for layer in part.layers if f"{layer.name}.weight" in kernels]
     result = {"effective_learning_rate": rate(kernels)}
     return result | {f"effective_learning_rate/{name}": rate([f"{name}.weight"]) for name in layers}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
+from core.gradients import joint_norm, shortened
 from core.part import Part, Step
 from core.randomness import key
 from core.state import State, Tensors, clone, weights
@@ -41,11 +42,14 @@ def trainability(
     degrade before plateaus do, and a network that begins far off is not blamed for that; our inference.
     `plasticity@lrFx@offsetC`: P(clone) - P(newborn), P = Var g - mean loss over the steps (Lyle et al. 2023,
     "Understanding Plasticity in Neural Networks"; there 2,000 steps and ten functions, without offset; secondary).
-    Offsets: Lyle et al. 2024. Interventions on the loss and after steps take no part.
+    Offsets: Lyle et al. 2024. Interventions on the loss and after steps take no part. Both see the same inputs: by
+    the clone's moments of observations, through the encoder it carries. Batch normalisation runs as in evaluation, each
+    by running statistics of its own, those of a newborn being 0 and 1.
     """
     inputs = tuple(x[:SAMPLES] for x in part.inputs(step.batch))
     device = inputs[0].device
-    fresh, omega = (part.birth(key(0, f"diagnostics/probe/{who}"), device) for who in ("newborn", "target"))
+    births = (part.birth(key(0, f"diagnostics/probe/{who}"), device) for who in ("newborn", "target"))
+    fresh, omega = (born._replace(buffers=born.buffers | given(part, s)) for born in births)
     wave = (FREQUENCY * predict(part, weights(omega), inputs).double()).sin().float()
     areas, plasticity = {}, {}
     for factor in rates:
@@ -77,9 +81,15 @@ def learning_curve(
     losses, skip = [], torch.zeros((), device=wave.device)
     for _ in range(steps):
         grads, value = grad_and_value(loss)(params)
-        optim.step_(params, grads, slots, skip)
+        optim.step_(params, shortened(grads, joint_norm(grads), optim.clip_norm), slots, skip)
         losses.append(value)
     return torch.stack(losses)
+
+
+def given(part: Part, s: State) -> Tensors:
+    """The buffers that say what a network is shown: neither a trained layer's own nor an intervention's."""
+    own = tuple({f"{name.rpartition('.')[0]}." for name in part.shapes})
+    return {k: value for k, value in s.buffers.items() if "/" not in k and not k.startswith(own)}
 
 
 def predict(part: Part, numbers: Tensors, inputs: tuple[Tensor, ...]) -> Tensor:

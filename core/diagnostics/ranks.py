@@ -2,7 +2,7 @@
 
 Phi [n, d] are the post-activation features that the output layers read; sigma its singular values, computed in float64
 on the CPU. One network may have several such layers (a pair of critics): each is reported under its layer's name, and
-their mean without one. Take n >= d samples.
+their mean without one. Take n >= d samples: no rank is above n.
 
 Phi is not centred, unless a name ends in `_centred`: then each feature's mean over the batch is subtracted first. Where
 features share a large constant part, which acts as a bias, the one collapses and the other does not.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from core.blueprint import Layer
+from core.blueprint import LAST
 from core.part import Part, Step
 from core.state import State
 
@@ -127,17 +127,21 @@ def mean_signature(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     return found | ({"output_bias_norm": torch.cat(bias).norm()} if bias else {})
 
 
-def penultimate(part: Part, step: Step) -> Iterator[tuple[Layer, Tensor]]:
-    """Layers that output layers read, with their features [n, d] in float64 on the CPU, where SVDs do not fail."""
+def penultimate(part: Part, step: Step) -> Iterator[tuple[str, Tensor]]:
+    """Layers that output layers read, with their features [n, d] in float64 on the CPU, where SVDs do not fail.
+
+    Where no single layer makes them (behind residual sums) they go by the name of what the network shows as `LAST`.
+    """
     outputs = {layer.name for layer in part.layers if layer.output}
-    for layer in part.layers:
-        if layer.feats and outputs & set(layer.readers):
-            yield layer, step.outcome.feats[layer.feats].flatten(1).double().cpu()
+    read = {layer.name: layer.feats for layer in part.layers if layer.feats and outputs & set(layer.readers)}
+    last = {key: key for key in step.outcome.feats if key.rpartition(".")[2] == LAST}
+    for name, key in (read or last).items():
+        yield name, step.outcome.feats[key].flatten(1).double().cpu()
 
 
 def _of_penultimate(part: Part, step: Step, measure: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
     """`measure` of each such layer under its name, and the mean of all without one."""
-    found = {layer.name: measure(phi) for layer, phi in penultimate(part, step)}
+    found = {name: measure(phi) for name, phi in penultimate(part, step)}
     result = {}
     for name in next(iter(found.values()), {}):
         result[name] = torch.stack([values[name] for values in found.values()]).mean()

@@ -15,7 +15,8 @@ def spectral_norm(part: Part, s: State, step: Step) -> dict[str, Tensor]:
 
     `spectral_norm/LAYER` of each layer, `spectral_norm` the largest of them. `lipschitz_bound/OUTPUT` is the product of
     sigma_max along the chain of layers that ends in the layer OUTPUT, and `lipschitz_bound` the largest of these: a
-    bound on how much outputs can change with inputs, for dense layers and activations of slope at most 1.
+    bound on how much the outputs of that layer can change with inputs, for dense layers and activations of slope at
+    most 1; a dueling network adds two of them up, and may change by more.
     Normalisation layers are left out, and a kernel as a matrix is not the convolution it stands for: with either, the
     number follows the growth of weights and bounds nothing (our inference). Sources: Miyato et al. 2018; Lyle et al.
     2023 (secondary).

@@ -79,14 +79,14 @@ def entk(part: Part, s: State, step: Step) -> Tensor:
 def loss_gram(part: Part, s: State, step: Step) -> Tensor:
     """<grad loss(x_i), grad loss(x_j)> of the samples' own losses, without penalties. [n, n] float64."""
     columns = {("batch", k): t for k, t in step.batch.items()} | {("noise", k): t for k, t in step.noise.items()}
-    single = {key: t for key, t in columns.items() if t.ndim == 0}
+    single = {key: t for key, t in columns.items() if t.ndim == 0 or key in {("noise", k) for k in step.shared}}
 
     def loss(params: Tensors, sample: Mapping) -> Tensor:
         both = {**single, **sample}
         batch, noise = ({k: t for (kind, k), t in both.items() if kind == wanted} for wanted in ("batch", "noise"))
         return part.loss(params | s.buffers, step.states, batch, noise).loss
 
-    return gram(loss, s.params, {key: t[:SAMPLES] for key, t in columns.items() if t.ndim})
+    return gram(loss, s.params, {key: t[:SAMPLES] for key, t in columns.items() if key not in single})
 
 
 def signs(count: int) -> Tensor:

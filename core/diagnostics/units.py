@@ -9,7 +9,10 @@ Each is reported for the part, pooled over all units (not the mean of layers), a
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from core.blueprint import PRE
@@ -17,6 +20,8 @@ from core.part import Part, Step
 from core.state import State, Tensors
 
 THRESHOLDS = (0.0, 0.025, 0.1)
+FLAT = 1e-3  # a GELU with less slope is as good as dead
+STRAIGHT = 0.99  # share of the variance that a straight line explains
 
 
 def magnitudes(h: Tensor, halves: int = 1) -> Tensor:
@@ -72,8 +77,11 @@ def dead(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     """Share of ReLU units that are zero on every sample and pixel, and so receive no gradient.
 
     `dead` pools over all units of the part, `dead/LAYER` is one layer's share. Falls as the batch grows: compare at one
-    batch size. Source: Lyle et al. 2023; Dohare et al. 2024 (units with zero activation on all probe inputs).
+    batch size. GELU is never quite zero: there the slope is below 1e-3 throughout (our inference). Source: Lyle et al.
+    2023; Dohare et al. 2024 (units with zero activation on all probe inputs).
     """
+    if part.spec.activation == "gelu":
+        return averages("dead", {k: slope(a).abs().amax(1) < FLAT for k, a in preactivations(part, step).items()})
     found = {}
     for layer in part.layers:
         if layer.feats:
@@ -84,16 +92,32 @@ def dead(part: Part, s: State, step: Step) -> dict[str, Tensor]:
 def linearised(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     """Share of linearised ("zombie") units: alive, but a straight line on all the batch.
 
-    ReLU: min a > 0 over all samples and pixels. CReLU and AID: the sign of a is constant, either one. Falls as the
-    batch grows: compare at one batch size. Source: Lyle et al. 2024, "Disentangling the Causes of Plasticity Loss in
-    Neural Networks", section 3.2 (secondary); the criterion without a threshold is our inference.
+    ReLU: min a > 0 over all samples and pixels. CReLU and AID: the sign of a is constant, either one. GELU: alive, and
+    a straight line through (a, h) leaves less than 1 % of the variance of h. Falls as the batch grows: compare at one
+    batch size. Source: Lyle et al. 2024, "Disentangling the Causes of Plasticity Loss in Neural Networks", section 3.2
+    (secondary); the criteria are our inference.
     """
-    two_sided = part.spec.activation != "relu"
     found = {}
     for name, a in preactivations(part, step).items():
-        positive = a.amin(1) > 0
-        found[name] = positive | (a.amax(1) < 0) if two_sided else positive
+        if part.spec.activation == "gelu":
+            found[name] = (explained(a, F.gelu(a)) > STRAIGHT) & (slope(a).abs().amax(1) >= FLAT)
+        elif part.spec.activation == "relu":
+            found[name] = a.amin(1) > 0
+        else:
+            found[name] = (a.amin(1) > 0) | (a.amax(1) < 0)
     return averages("linearised", found)
+
+
+def slope(a: Tensor) -> Tensor:
+    """The derivative of GELU."""
+    return torch.special.ndtr(a) + a * (-a.square() / 2).exp() / math.sqrt(2 * math.pi)
+
+
+def explained(a: Tensor, h: Tensor) -> Tensor:
+    """R^2 of each unit's h on a straight line in a; 1 where nothing varies. [units, N] -> [units]."""
+    a, h = (x.double() - x.double().mean(1, keepdim=True) for x in (a, h))
+    between, within = (a * h).sum(1).square(), a.square().sum(1) * h.square().sum(1)
+    return torch.where(within > 0, between / within.clamp_min(1e-300), torch.ones_like(within))
 
 
 def sign_entropy(part: Part, s: State, step: Step) -> dict[str, Tensor]:

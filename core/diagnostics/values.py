@@ -31,7 +31,7 @@ def target_scale(part: Part, s: State, step: Step) -> dict[str, Tensor]:
 
 
 def value_scale(part: Part, s: State, step: Step) -> dict[str, Tensor]:
-    """Mean and deviation of the predicted values of the batch's state-action pairs."""
+    """Mean and deviation of the predicted values of the batch's state-action pairs; of several critics, the first's."""
     if "q" not in step.outcome.values:
         return {}
     q = step.outcome.values["q"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from core.diagnostics.aside import stepped
 from core.part import Part, Step
 from core.state import State, Tensors
 
@@ -50,10 +51,11 @@ def weight_magnitude(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     """Mean |w| (`weight_magnitude`) and root mean square (`weight_rms`) of matrices and kernels, of the part and of
     each layer.
 
-    Gains and shifts of normalisation layers are not among them: their mean |w| is `affine_magnitude`. Source: Dohare et
+    Gains and shifts of normalisation layers are not among them: their mean |w| is `affine_magnitude`; nor are the
+    sigmas of noisy layers. Source: Dohare et
     al. 2024, "Loss of plasticity in deep continual learning" (weight magnitude, averaged over all weights).
     """
-    kernels = {k: s.params[k].flatten() for k in part.names() if s.params[k].ndim > 1}
+    kernels = {k: s.params[k].flatten() for k in part.matrices()}
     affine = [s.params[k].abs().flatten() for k in part.names() if k in part.norm_names()]
     pools = {"": torch.cat(list(kernels.values()))}
     pools |= {f"/{layer}": kernels[f"{layer}.weight"] for layer in _weighted(part, s)}
@@ -94,7 +96,7 @@ def update_ratio(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     """
     if part.optim.hold:
         return {}
-    new, _ = part.optim.step(s.params, step.grads, s.optim)
+    new, _ = stepped(part, s, step.grads)
 
     def measure(names: list[str]) -> Tensor:
         moved = norm({k: new[k] - s.params[k] for k in names})
