@@ -33,7 +33,7 @@ from core.options import option
 from core.part import Outcome, Part, descend
 from core.randomness import Noise
 from core.spec import EnvSpec
-from core.state import Batch, State, States, Tensors, weights
+from core.state import Batch, State, States, Tensors, weights, where
 from nets.body import Frames
 from nets.mlp import Critics, GaussianActor, Temperature
 from nets.value import least
@@ -162,7 +162,8 @@ class SAC:
 
     def update(self, s: States, b: Batch, noise: Tensors) -> tuple[States, Tensors]:
         if self.settings.standardise:
-            s = standardised(s, {"standardise.mean": b["obs_mean"], "standardise.var": b["obs_var"]})
+            told = standardised(s, {"standardise.mean": b["obs_mean"], "standardise.var": b["obs_var"]})
+            s = where(b["alive"], told, s) if "alive" in b else told
         if self.settings.order == "actor_first":
             s, acting = self.update_policy(s, b, noise)
             s, critic = self.update_critic(s, b, noise)

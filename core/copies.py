@@ -14,10 +14,10 @@ from core.state import Batch, State, States, weights
 def follow(part: Part, states: States, tau: float | Tensor, batch: Batch, role: str = "target") -> States:
     """Let a slow copy follow: copy <- copy + tau (params - copy). tau = 1 is a hard copy.
 
-    Where it happens in place, that of a member which is not trained (the batch's `alive`) stays.
+    That of a member which is not trained (the batch's `alive`) stays.
     """
     s = states[part.name]
-    if part.fused and "alive" in batch:
+    if "alive" in batch:
         tau = tau * batch["alive"].float()
     lerp, fast = torch.Tensor.lerp_ if part.fused else torch.lerp, weights(s)
     slow = {k: lerp(c, fast[k], tau) for k, c in s.copies[role].items()}

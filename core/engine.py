@@ -17,7 +17,8 @@ Storage never moves: new values are written with `copy_` into the tensors the en
 holds one (a compiled region, a captured graph, an acting copy) goes stale at a reset.
 
 A member whose batch, loss or gradient is not finite is frozen at once, on the device (`alive`); its neighbours' bits do
-not change. The host learns of it when it asks (`diverged`).
+not change. Each network is judged before it steps: those before it in the update's order have taken theirs. The host
+learns of it when it asks (`diverged`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ Sample = Callable[[str, int, int], Batch]  # (stream, count, samples; 0: as many
 
 class Learner(Protocol):
     """What the engine asks of an agent or a testbed; everything for one seed. One whose parts carry each other's
-    weights also has `tied(states, newborn) -> States`: called at birth and after events, it makes them agree."""
+    weights also has `tied(states, newborn) -> States`: called at birth and after events, it makes them agree. An update
+    changes nothing where the batch's `alive` is false: `descend` and `follow` see to that."""
 
     parts: dict[str, Part]
     interventions: tuple[Intervention, ...]
@@ -118,11 +120,11 @@ class Engine:
 
     def _batched(self, states: States, batch: Batch, count: Tensor) -> Tensors:
         noise = draw(self.noise, self._keys, count)
-        new, info = vmap(self.learner.update)(states, batch, noise)
-        self.alive.logical_and_(_finite(batch, 1) & _finite(_judged(info), 1))
-        gate = self.alive & self.awake
-        for name, state in states.items():
-            _write_trained(state, new[name], gate)
+        sound = _finite(batch, 1)
+        trained = self.alive & sound & self.awake
+        new, info = vmap(self.learner.update)(states, batch | {"alive": trained}, noise)
+        _write_trained(states, new)
+        self.alive.logical_and_(sound & _finite(_judged(info), 1))
         return info
 
     def _by_member(self, states: States, batch: Batch, count: Tensor) -> Tensors:
@@ -133,8 +135,7 @@ class Engine:
             trained = self.alive[i].logical_and_(_finite(seen)) & self.awake[i]
             new, info = self.learner.update(mine, seen | {"alive": trained}, member(noise, i))
             self.alive[i].logical_and_(_finite(_judged(info)))
-            for name, state in mine.items():
-                _write_trained(state, new[name], self.alive[i] & self.awake[i])
+            _write_trained(mine, new)
             infos.append(info)
         return tree_map(lambda *rows: torch.stack(rows), *infos)
 
@@ -272,15 +273,12 @@ class Engine:
         return {name: keys_tensor(self.seeds, f"{stream}/{name}").to(self.device) for name in self.noise}
 
 
-def _write_trained(state: State, new: State, alive: Tensor) -> None:
-    """Write what an update can change (all but the birth weights), where the member is alive. alive: [] or [n]."""
-
-    def gate(value: Tensor, old: Tensor) -> Tensor:
-        return torch.where(alive.reshape(alive.shape + (1,) * (old.ndim - alive.ndim)), value, old)
-
-    for field in State._fields:
-        if field != "birth":
-            write(getattr(state, field), getattr(new, field), gate)
+def _write_trained(states: States, new: States) -> None:
+    """Write what an update can change: all but the birth weights."""
+    for name, state in states.items():
+        for field in State._fields:
+            if field != "birth":
+                write(getattr(state, field), getattr(new[name], field))
 
 
 def _judged(info: Tensors) -> Tensors:

@@ -6,8 +6,8 @@
 here the host learns of it. On a CPU at once; a GPU is asked without being waited for, and the answer is read when
 metrics are written or the run is saved.
 
-Where networks are updated one after the other in place (core/engine.py), those that came before the fault have taken
-their step already when they are kept.
+Networks are updated one after the other (core/engine.py): those that came before the fault have taken their step
+already when they are kept.
 """
 
 from __future__ import annotations

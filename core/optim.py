@@ -10,7 +10,7 @@ and may have the tensor's own shape, so that an intervention can restart single 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,16 +42,23 @@ class Adam:
             "t": {k: torch.zeros_like(p) if self.elementwise else p.new_zeros(()) for k, p in params.items()},
         }
 
-    def step(self, params: Tensors, grads: Tensors, slots: Slots) -> tuple[Tensors, Slots]:
-        """One step, as new values. All dicts share the names of `params`."""
+    def step(self, params: Tensors, grads: Tensors, slots: Slots, alive: Tensor | None = None) -> tuple[Tensors, Slots]:
+        """One step, as new values. All dicts share the names of `params`.
+
+        Where `alive` () is false nothing moves, whatever the gradients are. That is said in the rates: to hold back
+        each result would cost a compiled update several per cent.
+        """
+        lr, take, add, tick = (_or(alive, rate, 0.0) for rate in (self.lr, 1 - self.b1, 1 - self.b2, 1.0))
+        keep = _or(alive, self.b2, 1.0)
         new, m, v, t = {}, {}, {}, {}
         for k, p in params.items():
-            t[k] = slots["t"][k] + 1
-            m[k] = slots["m"][k].lerp(grads[k], 1 - self.b1)
-            v[k] = slots["v"][k] * self.b2 + grads[k].square() * (1 - self.b2)
-            step_size = self.lr / (1 - self.b1 ** t[k])
-            denominator = (v[k] / (1 - self.b2 ** t[k])).sqrt() + self.eps
-            new[k] = p if self.hold else p * (1 - self.lr * self._decay(k, p)) - step_size * m[k] / denominator
+            g, count = _or(alive, grads[k], 0.0), slots["t"][k] + 1
+            t[k] = slots["t"][k] + tick
+            m[k] = slots["m"][k] + take * (g - slots["m"][k])
+            v[k] = slots["v"][k] * keep + g.square() * add
+            step_size = lr / (1 - self.b1**count)
+            denominator = (v[k] / (1 - self.b2**count)).sqrt() + self.eps
+            new[k] = p if self.hold else p * (1 - lr * self._decay(k, p)) - step_size * m[k] / denominator
         return new, {"m": m, "v": v, "t": t}
 
     def direction(self, name: str, slots: Slots) -> Tensor:
@@ -59,8 +66,9 @@ class Adam:
         m, v, t = (slots[slot][name] for slot in ("m", "v", "t"))
         return m / (1 - self.b1**t) / ((v / (1 - self.b2**t)).sqrt() + self.eps)
 
-    def step_(self, params: Tensors, grads: Tensors, slots: Slots, skip: Tensor) -> None:
-        """The same step in place, by torch's fused kernel where it can; nothing moves where `skip` () is 1."""
+    def step_(self, params: Tensors, grads: Tensors, slots: Slots, alive: Tensor) -> None:
+        """The same step in place, by torch's fused kernel where it can."""
+        skip = (~alive).float()
         single = [k for k in params if slots["t"][k].ndim == 0]
         decays = {k: self._decay(k, params[k]) for k in single}
         for decay in set(decays.values()):
@@ -69,10 +77,10 @@ class Adam:
         if rest:
             old = {"params": params, **slots}
             mine = {name: {k: tensors[k] for k in rest} for name, tensors in old.items()}
-            stepped, new_slots = self.step(mine.pop("params"), grads, mine)
+            stepped, new_slots = self.step(mine.pop("params"), grads, mine, alive)
             for name, tensors in {"params": stepped, **new_slots}.items():
                 for k, value in tensors.items():
-                    old[name][k].copy_(torch.where(skip > 0, old[name][k], value))
+                    old[name][k].copy_(value)
 
     def _fused(
         self, names: list[str], params: Tensors, grads: Tensors, slots: Slots, skip: Tensor, decay: float
@@ -112,17 +120,23 @@ class SGD(Adam):
 
     b1: float = 0.9
 
-    def step(self, params: Tensors, grads: Tensors, slots: Slots) -> tuple[Tensors, Slots]:
-        m = {k: slots["m"][k] * self.b1 + grads[k] for k in params}
-        t = {k: slots["t"][k] + 1 for k in params}
-        new = {k: p if self.hold else p * (1 - self.lr * self._decay(k, p)) - self.lr * m[k] for k, p in params.items()}
+    def step(self, params: Tensors, grads: Tensors, slots: Slots, alive: Tensor | None = None) -> tuple[Tensors, Slots]:
+        lr, keep, tick = _or(alive, self.lr, 0.0), _or(alive, self.b1, 1.0), _or(alive, 1.0, 0.0)
+        m = {k: slots["m"][k] * keep + _or(alive, grads[k], 0.0) for k in params}
+        t = {k: slots["t"][k] + tick for k in params}
+        new = {k: p if self.hold else p * (1 - lr * self._decay(k, p)) - lr * m[k] for k, p in params.items()}
         return new, {"m": m, "v": slots["v"], "t": t}
 
     def direction(self, name: str, slots: Slots) -> Tensor:
         return slots["m"][name]
 
-    def step_(self, params: Tensors, grads: Tensors, slots: Slots, skip: Tensor) -> None:
-        stepped, new_slots = self.step(params, grads, slots)
+    def step_(self, params: Tensors, grads: Tensors, slots: Slots, alive: Tensor) -> None:
+        stepped, new_slots = self.step(params, grads, slots, alive)
         for old, new in ((params, stepped), (slots["m"], new_slots["m"]), (slots["t"], new_slots["t"])):
             for k, value in new.items():
-                old[k].copy_(torch.where(skip > 0, old[k], value))
+                old[k].copy_(value)
+
+
+def _or(alive: Tensor | None, value: Any, otherwise: float) -> Any:
+    """The value, or where a member is not alive the other; None: it is."""
+    return value if alive is None else torch.where(alive, value, otherwise)

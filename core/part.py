@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from core.intervention import Intervention, OptimizerRule
 from core.optim import Adam
 from core.randomness import Noise, fork_torch
 from core.selection import matches, named
-from core.state import Batch, State, States, Tensors
+from core.state import Batch, State, States, Tensors, where
 
 
 class Outcome(NamedTuple):
@@ -239,26 +239,25 @@ class Part:
 def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[States, Outcome]:
     """One optimizer step on one part. Every always-on intervention passes through these lines and no others.
 
-    With `part.fused` the optimizer steps in place, and a step whose gradient is not finite is skipped; otherwise new
-    values are returned and the engine holds back those of a diverging member.
+    Nothing changes where the batch's `alive` is false, and it becomes so, for the rest of the update, where loss or
+    gradient is not finite. With `part.fused` the optimizer steps in place; otherwise new values are returned.
     """
     s = states[part.name]
     grads, outcome = part.compiled_gradient(states, batch, noise)
     norm = joint_norm(grads)
     outcome = outcome._replace(info={f"{part.name}/loss": outcome.loss, f"{part.name}/grad_norm": norm} | outcome.info)
     grads = shortened(grads, norm, part.optim.clip_norm)
+    alive = batch["alive"].logical_and_(norm.isfinite() & outcome.loss.isfinite()) if "alive" in batch else None
     if part.fused:
-        alive = batch["alive"].logical_and_(norm.isfinite() & outcome.loss.isfinite())
-        part.optim.step_(s.params, grads, s.optim, skip=(~alive).float())
+        part.optim.step_(s.params, grads, s.optim, cast(Tensor, alive))
     else:
-        params, optim = part.optim.step(s.params, grads, s.optim)
+        params, optim = part.optim.step(s.params, grads, s.optim, alive)
         s = s._replace(params=params, optim=optim)
-    if outcome.buffers:
-        s = s._replace(buffers=s.buffers | outcome.buffers)
     step = Step(batch, noise, outcome, grads, states)
+    new = s._replace(buffers=s.buffers | outcome.buffers) if outcome.buffers else s
     for intervention in part.interventions:
-        s = intervention.after_step(part, s, step)
-    return states | {part.name: s}, outcome
+        new = intervention.after_step(part, new, step)
+    return states | {part.name: new if alive is None else where(alive, new, s)}, outcome
 
 
 def replant(

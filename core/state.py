@@ -6,7 +6,7 @@ stacks the states of n seeds along a leading axis and writes new values into sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,21 +60,26 @@ def clone(states):
     return tree_map(torch.clone, states)
 
 
-def write(old, new, gate: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
-    """Write `new` into the storage of `old`, leaf by leaf and by name. `gate(new, old)` may hold values back.
+def where(alive: Tensor, new, old):
+    """The new values where a member is alive, else the old ones; what did not change is left as it is."""
+    return tree_map(lambda a, b: a if a is b else torch.where(alive, a, b), new, old)
+
+
+def write(old, new) -> None:
+    """Write `new` into the storage of `old`, leaf by leaf and by name.
 
     Raises ValueError if one has names that the other lacks.
     """
     if isinstance(old, Tensor):
         if new is not old:
-            old.copy_(new if gate is None else gate(new, old))
+            old.copy_(new)
         return
     if isinstance(old, State):
         old, new = old._asdict(), new._asdict()
     if old.keys() != new.keys():
         raise ValueError(f"{sorted(old.keys() ^ new.keys())[:4]} is in one of two states alone")
     for name, leaf in old.items():
-        write(leaf, new[name], gate)
+        write(leaf, new[name])
 
 
 def shaped(saved: Tensor, shape: Sequence[int], name: str) -> Tensor:

@@ -6,14 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from learners import BATCH, CONTROL, FRAMES, batch_for, dqn, equal, named, run, sac
+from learners import BATCH, CONTROL, FRAMES, VECTOR, batch_for, classifier, dqn, equal, named, run, sac
 from test_contract import TABLE, make
 
 from agents import IQL, DrQ, DrQV2
+from core.clock import Clock
 from core.diagnostics import TIERS
 from core.engine import Engine
 from core.spec import EnvSpec
-from core.state import clone
+from core.state import clone, member
 from nets import C51, Bro, Quantiles, Scalar, Simba, Vectors
 from nets import DrQ as DrQNet
 from nets.augmentation import Augmentation
@@ -48,6 +49,66 @@ def test_it_trains_acts_and_stays_finite(name, agent):
     for role in ("params", *e.learner.acting_part.copies):
         actions = torch.from_numpy(e.act(seen, e.learner.explore_eval, "act", 0, role))
         assert actions.shape[:2] == (2, 2) and torch.isfinite(actions.float()).all()
+
+
+EVERY = AGENTS | {
+    "dqn": (FRAMES, dqn),
+    "sac": (CONTROL, partial(sac, standardise=True)),
+    "dqn on vectors": (VECTOR, partial(dqn, spec=VECTOR)),
+    "classifier": (VECTOR, classifier),
+}
+
+
+def batch_members(e, monkeypatch):
+    """Eagerly, what the compiler makes one region of."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # gradients that vmap can take
+    e._run = e._batched
+    for part in e.learner.parts.values():
+        part.fused = False
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_behind_a_network_that_fails_no_other_steps(batched, monkeypatch):
+    e = Engine(sac(), (0, 1), BATCH, compile=False)
+    if batched:
+        batch_members(e, monkeypatch)
+    batch, before = batch_for(CONTROL, (0, 1)), clone(e.states)
+    batch["reward"][0] = 1e30  # a number, but its square is none; the actor sees no reward
+    info = e.update(batch, Clock(steps=10))
+    assert e.diverged() == [True, False] and bool(info["actor/loss"].isfinite().all())
+    assert equal(member(e.states, 0), member(before, 0)) and not equal(member(e.states, 1), member(before, 1))
+
+
+BATCHED = [(agent, True) for agent, (spec, _) in EVERY.items() if not spec.is_image]  # convolutions go one by one
+
+
+@pytest.mark.parametrize(("agent", "batched"), [(agent, False) for agent in EVERY] + BATCHED)
+def test_a_frozen_member_stays_as_it_is_and_its_neighbour_learns(agent, batched, monkeypatch):
+    spec, build = EVERY[agent]
+    slow = named([make(name) for name in ("hare_and_tortoise", "continual_backprop", "l2")])
+    e = Engine(build(slow), (0, 1), BATCH, compile=False)
+    if batched:
+        batch_members(e, monkeypatch)
+    clock = Clock(steps=10**9)
+
+    def seen(count):
+        moments = {"obs_mean": torch.full((2, *spec.obs_shape), 0.1 * count)}
+        return batch_for(spec, (0, 1), count) | moments | {"obs_var": 1.0 + moments["obs_mean"]}
+
+    for count in range(3):
+        e.update(seen(count), clock)
+        clock.update()
+    before = clone(e.states)
+    spoilt = seen(3)
+    spoilt["weight"][0] = torch.nan  # what the batch holds freezes at once, whether or not a loss looks at it
+    for batch in (spoilt, seen(4)):
+        e.update(batch, clock)
+        clock.update()
+    assert e.diverged() == [True, False]
+    assert equal(member(e.states, 0), member(before, 0))
+    old, new = (member(tree, 1) for tree in (before, e.states))
+    for name, part in e.learner.parts.items():
+        assert not any(torch.equal(old[name].params[k], new[name].params[k]) for k in part.names(("output",)))
 
 
 @pytest.mark.parametrize("agent", AGENTS)

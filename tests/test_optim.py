@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.optim import Adam
+from core.optim import SGD, Adam
 
 SHAPES = {"weight": (5, 3), "kernel": (4, 2, 3, 3), "bias": (5,), "gain": (4,), "log_alpha": ()}
 SETTINGS = {
@@ -14,7 +14,8 @@ SETTINGS = {
     "equal betas": Adam(lr=1e-2, b1=0.9, b2=0.9),
     "decay": Adam(lr=1e-2, decay=0.1),
 }
-GO, SKIP = torch.zeros(()), torch.ones(())
+GO, SKIP = torch.tensor(True), torch.tensor(False)
+WRONG = [torch.nan, torch.inf, -torch.inf, torch.nan, torch.inf]
 every_setting = pytest.mark.parametrize("name", SETTINGS)
 
 
@@ -115,6 +116,22 @@ def test_a_skipped_step_moves_nothing(grads):
     assert all(torch.equal(after[a][k], before[a][k]) for a in before for k in before[a])
 
 
+@pytest.mark.parametrize("optim", [Adam(lr=0.1, decay=0.5), Adam(lr=0.1, elementwise=True), SGD(lr=0.1, decay=0.5)])
+def test_as_values_too_a_skipped_step_moves_nothing_and_one_that_is_not_is_the_plain_one(optim):
+    params = numbers()
+    for newborn in (True, False):
+        slots = optim.start(params)
+        if not newborn:
+            params, slots = optim.step(params, numbers(2), slots)
+        wrong = {k: torch.full(shape, value) for (k, shape), value in zip(SHAPES.items(), WRONG, strict=True)}
+        for grads in (numbers(1), wrong):
+            still, same = optim.step(params, grads, slots, SKIP)
+            assert all(torch.equal(still[k], params[k]) for k in params)
+            assert all(torch.equal(same[a][k], slots[a][k]) for a in slots for k in slots[a])
+        plain, judged = optim.step(params, numbers(1), slots), optim.step(params, numbers(1), slots, GO)
+        torch.testing.assert_close(judged, plain)  # rates rounded to float32
+
+
 def test_a_skipped_step_leaves_no_trace_in_the_steps_that_follow():
     adam, params = Adam(lr=0.1, decay=0.5), numbers()
     slots, mine = adam.start(params), copy(params)
@@ -174,14 +191,14 @@ def test_an_element_wise_step_count_lets_single_units_begin_anew():
     assert after["t"]["weight"].tolist() == [[6.0] * 3 if i in rest else [1.0] * 3 for i in range(5)]
 
 
-@pytest.mark.parametrize("skip", [GO, SKIP])
-def test_a_step_in_place_takes_element_wise_step_counts_too(skip):
+@pytest.mark.parametrize("alive", [GO, SKIP])
+def test_a_step_in_place_takes_element_wise_step_counts_too(alive):
     adam = Adam(lr=0.01)
     params, slots = aged(adam, numbers(), [1, 3])
     grads = numbers(9)
-    expected, expected_slots = (params, slots) if skip else adam.step(params, grads, slots)
+    expected, expected_slots = adam.step(params, grads, slots) if alive else (params, slots)
     mine, mine_slots = copy(params), copy(slots)
-    adam.step_(mine, grads, mine_slots, skip)
+    adam.step_(mine, grads, mine_slots, alive)
     assert_close(mine, expected)
     assert torch.equal(mine_slots["t"]["weight"], expected_slots["t"]["weight"])
 
@@ -194,6 +211,6 @@ def test_a_gradient_in_another_memory_order_is_stepped_along_all_the_same():
     optim = Adam(lr=0.1)
     wanted, _ = optim.step(params, grads, optim.start(params))
     moved, slots = {k: p.clone() for k, p in params.items()}, optim.start(params)
-    optim.step_(moved, grads, slots, skip=torch.zeros(()))
+    optim.step_(moved, grads, slots, GO)
     assert torch.allclose(moved["w"], wanted["w"], atol=1e-6)
     assert torch.allclose(slots["m"]["w"], 0.1 * grads["w"], atol=1e-7)

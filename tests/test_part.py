@@ -69,7 +69,7 @@ def regression(interventions=(), optim=None, copies=("target",), spec=None) -> P
 
 def batch(seed: int):
     g = torch.Generator().manual_seed(seed)
-    return {"x": torch.randn(16, 5, generator=g), "y": torch.randn(16, 3, generator=g), "alive": GO}
+    return {"x": torch.randn(16, 5, generator=g), "y": torch.randn(16, 3, generator=g), "alive": GO.clone()}
 
 
 def sequential(params) -> nn.Sequential:
@@ -148,10 +148,11 @@ def test_a_fused_descent_writes_into_the_storage_it_was_given():
     assert all(after["net"].params[k] is p for k, p in states["net"].params.items())
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("spoil", [{"y": torch.full((16, 3), torch.nan)}, {"alive": ~GO}])
-def test_a_fused_descent_skips_a_gradient_that_is_not_finite_and_a_member_that_is_not_alive(spoil):
+def test_a_descent_skips_a_gradient_that_is_not_finite_and_a_member_that_is_not_alive(spoil, fused):
     part = regression()
-    part.fused = True
+    part.fused = fused
     states = {"net": trained(part)}
     before = clone(states)
     after, _ = descend(part, states, batch(9) | spoil, {})

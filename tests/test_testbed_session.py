@@ -225,12 +225,12 @@ def test_sgd_is_torchs(fused):
             p.grad = grads[k]
         reference.step()
         if fused:
-            optim.step_(params, grads, slots, skip=torch.zeros(()))
+            optim.step_(params, grads, slots, torch.tensor(True))
         else:
             params, slots = optim.step(params, grads, slots)
     for k in params:
         torch.testing.assert_close(params[k], theirs[k].detach())
-    optim.step_(params, grads, slots, skip=torch.ones(()))
+    optim.step_(params, grads, slots, torch.tensor(False))
     for k in params:
         torch.testing.assert_close(params[k], theirs[k].detach())  # a skipped step is none
     assert float(slots["t"]["w"]) == 5

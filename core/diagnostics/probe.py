@@ -78,10 +78,10 @@ def learning_curve(
     def loss(params: Tensors) -> Tensor:
         return (predict(part, params | s.buffers, inputs) - target).square().mean()
 
-    losses, skip = [], torch.zeros((), device=wave.device)
+    losses, alive = [], torch.ones((), dtype=torch.bool, device=wave.device)
     for _ in range(steps):
         grads, value = grad_and_value(loss)(params)
-        optim.step_(params, shortened(grads, joint_norm(grads), optim.clip_norm), slots, skip)
+        optim.step_(params, shortened(grads, joint_norm(grads), optim.clip_norm), slots, alive)
         losses.append(value)
     return torch.stack(losses)
 
