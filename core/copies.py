@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,11 +24,21 @@ def follow(part: Part, states: States, tau: float | Tensor, batch: Batch, role: 
     return states | {part.name: s._replace(copies=s.copies | {role: slow})}
 
 
-def averaged(part: Part, s: State, role: str, momentum: float, where: Iterable[str] = ("all",)) -> State:
+def averaged(part: Part, s: State, role: str, momentum: float, where: Sequence[str] = ("all",)) -> State:
     """Let selected tensors of a slow copy average the network's: copy <- momentum copy + (1 - momentum) params.
 
-    Buffers are averaged with them. All other tensors of the copy are the network's own, so that it can be played.
+    Their layers' buffers are averaged with them. All other tensors of the copy are the network's own, so that it can be
+    played.
     """
     fast, slow = weights(s), s.copies[role]
-    moved = {k: slow[k].lerp(fast[k], 1 - momentum) for k in (*part.names(where), *s.buffers)}
+    moved = {k: slow[k].lerp(fast[k], 1 - momentum) for k in (*part.names(where), *beside(part, s, where))}
     return s._replace(copies=s.copies | {role: fast | moved})
+
+
+def beside(part: Part, s: State, where: Sequence[str]) -> list[str]:
+    """Names of the buffers that go with the selected parameters: running statistics of their layers, and what an
+    intervention carries in their place. With "all" it is every buffer, one that belongs to no layer too."""
+    if "all" in where:
+        return list(s.buffers)
+    layers = tuple({name.rpartition(".")[0] + "." for name in part.names(where)})
+    return [k for k in s.buffers if k.rpartition("/")[2].startswith(layers)]

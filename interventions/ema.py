@@ -4,8 +4,8 @@ Idea      The average of a trajectory often generalises better than its end. The
           Tortoise gains by restarting, beyond averaging.
 Rule      every update   average <- momentum * average + (1 - momentum) * theta
 Source    Baseline of Lee et al. 2024, "Slow and Steady Wins the Race" (momentum verified in the released code).
-Choices   Buffers are averaged like weights; outside `where` the average has the network's own. The average is evaluated
-          (agent.evaluate_with=params evaluates theta).
+Choices   Buffers (running statistics) are averaged like the weights of their layer; outside `where` the average has the
+          network's own. The average is evaluated (agent.evaluate_with=params evaluates theta).
 Effects   Function of what is trained: none. Optimizer, target, birth weights: not involved.
 Defaults  momentum 0.999.
 """

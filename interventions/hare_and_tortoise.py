@@ -7,8 +7,9 @@ Rule      every update   tortoise <- momentum * tortoise + (1 - momentum) * hare
 Source    Lee et al. 2024, "Slow and Steady Wins the Race", section 4 and released supervised code (verified). The RL
           code is not public: the period and momentum here are our choice within the supervised range, period * (1 -
           momentum) in [0.2, 2].
-Choices   Buffers (running statistics) are averaged and restarted like weights (verified). The optimizer's moments
-          belong to the hare and are kept (verified). Outside `where` the tortoise has the hare's own.
+Choices   Buffers (running statistics) are averaged and restarted like the weights of their layer (verified). The
+          optimizer's moments belong to the hare and are kept (verified). Outside `where` the tortoise has the hare's
+          own.
           `tortoise=own` keeps a slow copy of its own; `tortoise=target` takes the agent's target network, which
           follows at the agent's tau (BBF and DrQ act with theirs). The released reset aliases the two networks'
           storage, so that the tortoise swallows the hare's next step whole; here values are copied. The tortoise is
@@ -24,7 +25,7 @@ from typing import Literal
 
 import torch
 
-from core.copies import averaged
+from core.copies import averaged, beside
 from core.events import Context
 from core.intervention import Intervention, OptimizerRule
 from core.options import option
@@ -67,8 +68,8 @@ class HareAndTortoise(Intervention):
         if self.role not in s.copies:
             return s  # a part without a target network has no tortoise to restart from
         hare, slow = weights(s), s.copies[self.role]
-        names = part.names(self.where)
-        if all(torch.equal(slow[k], hare[k]) for k in (*names, *s.buffers)):
+        names, buffers = part.names(self.where), beside(part, s, self.where)
+        if all(torch.equal(slow[k], hare[k]) for k in (*names, *buffers)):
             return s  # the hare is where the tortoise is
-        buffers = {k: slow[k] for k in s.buffers}
-        return replant(part, s, {k: slow[k] for k in names}, buffers=buffers, optimizer=self.optimizer)
+        params, counted = ({k: slow[k] for k in chosen} for chosen in (names, buffers))
+        return replant(part, s, params, buffers=counted, optimizer=self.optimizer)

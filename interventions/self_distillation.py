@@ -7,9 +7,9 @@ Rule      teacher <- momentum * teacher + (1 - momentum) * theta in every update
 Source    Baseline of Lee et al. 2024, "Slow and Steady Wins the Race" (weight 1, tau 1, momentum 0.999 verified in the
           released code, whose mean is over samples and classes: weight=1/classes is the same).
 Choices   Outputs that are no logits (scalar values, policies) are pulled by half the squared difference instead (our
-          choice). Buffers are averaged like weights. The teacher is not evaluated unless agent.evaluate_with=teacher.
-          Within `where` gradient flows, the other parameters are constants of the penalty, and the teacher has the
-          network's own.
+          choice). Buffers are averaged like the weights of their layer. The teacher is not evaluated unless
+          agent.evaluate_with=teacher. Within `where` gradient flows, the other parameters are constants of the penalty,
+          and the teacher has the network's own.
 Effects   Function: changes slowly. Optimizer: sees the penalty's gradient. Target: follows. Two forward passes more.
 Defaults  weight 1, tau 1, momentum 0.999.
 """

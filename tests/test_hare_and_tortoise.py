@@ -14,6 +14,7 @@ from core.clock import Clock
 from core.events import Context
 from core.state import clone, member
 from core.when import When
+from interventions.batch_norm import BatchNorm
 from interventions.hare_and_tortoise import HareAndTortoise
 from interventions.reset import Reset
 from interventions.shrink_and_perturb import ShrinkAndPerturb
@@ -160,6 +161,16 @@ def test_only_what_is_named_races():
             assert not torch.equal(s.copies["tortoise"][k], s.birth[k])
         else:
             assert torch.equal(s.params[k], before.params[k])
+
+
+@pytest.mark.parametrize("where", ["all", "trunk", "trunk.norms.1.*", "head"])
+def test_running_statistics_race_with_their_layer_alone(where):
+    e, before = restarted(BatchNorm(), where=(where,))
+    s, part = e.states["q"], e.learner.q
+    racing = {k.rpartition(".")[0] for k in part.names((where,))}
+    for k, x in s.buffers.items():
+        assert torch.equal(x, s.copies["tortoise"][k])
+        assert torch.equal(x, before.buffers[k]) != (k.rpartition(".")[0] in racing), k
 
 
 def test_restarts_come_at_every_multiple_of_the_period():
