@@ -20,7 +20,7 @@ from core.when import When
 from interventions.activation_interval_dropout import ActivationIntervalDropout
 from interventions.crelu import CReLU
 from interventions.dropout import Dropout
-from nets import Nature, Vectors, activations
+from nets import Nature, ResNet18, Vectors, activations
 from nets.mlp import MLP
 
 X = torch.tensor([[-2.0, 3.0], [0.5, -1.0]])
@@ -225,6 +225,27 @@ def test_convolutions_have_aid_masks_and_no_dropout():
     }
     assert {k: n.shape for k, n in drop.items()} == {"q/trunk.drops.0.uniform": (BATCH, 16)}
     assert dqn([Dropout()]).q.birth(0).buffers == {} == dqn([ActivationIntervalDropout()]).q.birth(0).buffers
+
+
+NOWHERE = [
+    (lambda i: classifier(i, net=Vectors(width=16, depth=0)), "classifier"),
+    (lambda i: dqn(i, net=Nature(width=16, depth=0)), "q"),
+    (lambda i: dqn(i, net=ResNet18(units=1 / 16)), "q"),
+    (lambda i: sac([replace(i[-1], on=("critic", "alpha"))]), "alpha"),
+]
+
+
+@pytest.mark.parametrize(("make", "part"), NOWHERE, ids=["dense", "convolutions", "residual", "temperature"])
+def test_dropout_without_a_dense_layer_to_stand_behind_is_refused_in_one_line(make, part):
+    with pytest.raises(ValueError, match=f"interventions.dropout.rate=0.3: part {part} has no dense hid") as caught:
+        engine(make([Dropout(rate=0.3)]))
+    assert "\n" not in str(caught.value)
+
+
+def test_dropout_behind_the_dense_layers_of_a_residual_encoder_is_not_refused():
+    part = dqn([ActivationIntervalDropout(), Dropout()], net=ResNet18(width=16, depth=1, units=1 / 16)).q
+    part.birth(0)
+    assert "q/trunk.drops.0.uniform" in part.noise(BATCH)
 
 
 # training mode is where gradient flows, and nowhere else
