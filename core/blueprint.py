@@ -30,7 +30,7 @@ class Layer:
     feats: str = ""  # key of the post-activation features of its units; "" if it has none
     readers: tuple[str, ...] = ()  # layers whose input columns read these units
     output: bool = False  # its units are the network's outputs
-    norm: str = ""  # the normalisation between it and its activation; "" if there is none
+    norm: str = ""  # the normalisation behind it, in front of any activation; "" if there is none
     halves: int = 1  # features per unit: 2 behind CReLU, first all positive parts, then all negative ones
 
     def under(self, prefix: str) -> Layer:

@@ -44,15 +44,16 @@ class Block(nn.Module):
 
     def layers(self, name: str, spec: NetSpec) -> list[Layer]:
         first, second = f"{name}.first", f"{name}.second"
-        normed = spec.norm != "none"
-        norm = f"{name}.norm" if normed else ""
+        norm, norm_second, norm_shortcut = (
+            f"{name}.{norm}" if spec.norm != "none" else "" for norm in ("norm", "norm_second", "norm_shortcut")
+        )
         found = [Layer(first, "conv", "encoder", name, (second,), norm=norm, halves=halves(spec))]
-        found += [Layer(norm, "norm", "encoder")] if normed else []
-        found += [Layer(second, "conv", "encoder")]
-        found += [Layer(f"{name}.norm_second", "norm", "encoder")] if normed else []
+        found += [Layer(norm, "norm", "encoder")] if norm else []
+        found += [Layer(second, "conv", "encoder", norm=norm_second)]
+        found += [Layer(norm_second, "norm", "encoder")] if norm else []
         if self.shortcut is not None:
-            found += [Layer(f"{name}.shortcut", "conv", "encoder")]
-            found += [Layer(f"{name}.norm_shortcut", "norm", "encoder")] if normed else []
+            found += [Layer(f"{name}.shortcut", "conv", "encoder", norm=norm_shortcut)]
+            found += [Layer(norm_shortcut, "norm", "encoder")] if norm else []
         return found
 
 
@@ -90,8 +91,9 @@ class ResNetEncoder(nn.Module):
 
     def chain(self, prefix: str, readers: tuple[str, ...]) -> list[Layer]:
         """Its layers as the network that holds it under `prefix` sees them; nobody owns what the `readers` read."""
-        layers = [Layer("stem", "conv", "encoder")]
-        layers += [Layer("norm", "norm", "encoder")] if self.spec.norm != "none" else []
+        norm = "norm" if self.spec.norm != "none" else ""
+        layers = [Layer("stem", "conv", "encoder", norm=norm)]
+        layers += [Layer(norm, "norm", "encoder")] if norm else []
         for i, block in enumerate(self.blocks):
             layers += cast(Block, block).layers(f"blocks.{i}", self.spec)
         return [layer.under(prefix) for layer in layers]

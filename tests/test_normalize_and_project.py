@@ -16,7 +16,7 @@ from interventions.layer_norm import LayerNorm
 from interventions.normalize_and_project import NormalizeAndProject
 from interventions.reset import Reset
 from interventions.weight_clipping import WeightClipping
-from nets import Nature, Vectors
+from nets import Impala, Nature, ResNet18, Vectors
 
 LAYERS = (
     Layer("fc", "linear", "trunk", norm="norm"),
@@ -54,7 +54,7 @@ def projected(names=tuple(NOW), now=NOW, **options) -> dict[str, torch.Tensor]:
     """The three layers above after a projection that may touch `names`."""
     s = State(tensors(now), tensors(BIRTH), {"target": tensors(now)}, {"m": tensors(now)}, {}, {})
     new = NormalizeAndProject(**options).after_step(SimpleNamespace(layers=LAYERS, names=lambda where: names), s, None)
-    assert all(a is b for a, b in zip(new[1:], s[1:], strict=True))  # nothing but the parameters
+    assert new.buffers == s.buffers and all(getattr(new, k) is getattr(s, k) for k in ("birth", "copies", "optim"))
     assert equal(s.params, tensors(now)) and list(new.params) == list(now)
     return new.params
 
@@ -160,6 +160,57 @@ def test_the_projection_of_hidden_layers_keeps_the_function(seed, spec, axes):
     assert all(abs(float(new.params[k].norm() / s.params[k].norm()) - 1) > 0.02 for k in held(part, False))
     biases_as_they_were = new.params | {k: p for k, p in s.params.items() if k.endswith("bias")}
     assert largest_difference(outputs(part, new._replace(params=biases_as_they_were), spec), old) > 1e-3
+
+
+def counted(s: State) -> State:
+    """The state with running statistics that are no newborn's; in double precision where `s` is."""
+    g = torch.Generator().manual_seed(7)
+    kind = next(iter(s.params.values())).dtype
+    buffers = {k: (torch.rand(x.shape, generator=g) + 0.5).to(kind) for k, x in s.buffers.items()}
+    return s._replace(buffers=buffers)
+
+
+NORMALISED = {
+    "dense": (VECTOR, Vectors(width=16, norm="batch")),
+    "convolutions": (FRAMES, Nature(width=16, padding="valid", norm="batch")),
+    "residual": (FRAMES, ResNet18(width=64, depth=1, units=1 / 4)),
+    "residual, layer": (FRAMES, ResNet18(width=64, depth=1, units=1 / 4, norm="layer")),
+}
+
+
+@pytest.mark.parametrize(("spec", "net"), NORMALISED.values(), ids=NORMALISED)
+def test_with_batch_normalisation_and_in_residual_networks_the_function_is_kept_too(spec, net):
+    part = dqn([NormalizeAndProject()], spec, net=net).q
+    s = counted(disturbed(part))
+    if spec.is_image:
+        s = s._replace(**{k: {n: x.float() for n, x in getattr(s, k).items()} for k in ("params", "buffers")})
+    new = part.interventions[0].after_step(part, s, None)
+    old = outputs(part, s, spec)
+    assert largest_difference(outputs(part, new, spec), old) < 3e-3  # an epsilon in every normalisation
+    assert all(abs(float(new.params[k].norm() / s.params[k].norm()) - 1) > 1e-3 for k in held(part, False))
+    if s.buffers:
+        assert largest_difference(outputs(part, new._replace(buffers=s.buffers), spec), old) > 1e-2
+
+
+def test_statistics_of_a_layer_are_scaled_by_its_factor_and_those_of_others_stay():
+    part = classifier(
+        [NormalizeAndProject(where=("trunk.layers.1.*",))], net=Vectors(width=16, norm="batch")
+    ).classifier
+    s = counted(disturbed(part))
+    new = part.interventions[0].after_step(part, s, None)
+    factor = s.birth["trunk.layers.1.weight"].norm() / s.params["trunk.layers.1.weight"].norm()
+    for name, power in (("running_mean", 1), ("running_var", 2)):
+        assert torch.allclose(new.buffers[f"trunk.norms.1.{name}"], s.buffers[f"trunk.norms.1.{name}"] * factor**power)
+        assert torch.equal(new.buffers[f"trunk.norms.0.{name}"], s.buffers[f"trunk.norms.0.{name}"])
+
+
+@pytest.mark.parametrize(("where", "kept"), [(("*.first.*", "trunk.*"), True), (("all",), False)])
+def test_in_impala_all_but_what_writes_into_the_residual_stream_keeps_the_function(where, kept):
+    part = dqn([NormalizeAndProject(where=where)], net=Impala(width=16, scale=1, blocks=1)).q
+    s = disturbed(part)
+    s = s._replace(params={k: p.float() for k, p in s.params.items()})
+    new = part.interventions[0].after_step(part, s, None)
+    assert (largest_difference(outputs(part, new, FRAMES), outputs(part, s, FRAMES)) < 1e-3) == kept
 
 
 def test_the_projection_of_the_output_layer_multiplies_what_it_adds_to_its_bias():
