@@ -7,16 +7,23 @@ Rule      after every update, for every layer in forward order, with n its norm 
           so that ||W|| is averaged towards n, from above and from below.
 Source    Oh et al. 2025, "Soft Weight Rescaling for Recovering Plasticity" (arXiv 2507.04683), theorem 1 and algorithm
           1 (read in the text; no official code).
-Choices   A normalisation's gain and shift are a layer too, and erase the scales before them: C starts anew there.
-          That is `biases=exact`: f' = C f. Algorithm 1 as printed carries the scale of the layer before the last
+Choices   A normalisation's gain and shift are a layer too, and erase the scales before them: C starts anew there. That
+          is `biases=exact`: f' = C f. Algorithm 1 as printed carries the scale of the layer before the last
           normalisation into its shift, and forgets it before: `biases=paper`, not proportional where there is
-          normalisation. Running statistics of batch normalisation are scaled with their inputs (our inference).
-          `keep_output` divides the output layer by C instead, so that the function does not change at all: shrinking
-          values would fight with TD targets, which are not shrunk (our choice for value networks). Tensors of norm 0
-          are skipped. Networks are taken as chains of layers; one with residual connections is not proportional before
-          its last normalisation. Not `selective_weight_reinit`, which goes by the same initials.
-Effects   Function: scaled by one positive number, or kept (`keep_output`). Optimizer: kept. Target and slow copies:
-          follow. A redrawn layer has its new norm as n if the reset renews birth weights.
+          normalisation. Running statistics of batch normalisation are scaled with their inputs (our inference). Output
+          layers that read the same features (V and A, an actor's mean and log-deviation) are one layer, with one c
+          (our choice: the paper's networks have one output layer). Gain and shift behind a layer without units of its
+          own are left alone, as nothing later could make up for their scale: in front of the tanh of the pixel agents'
+          bottleneck, and where ResNet and BroNet write into their residual streams (our choice). `keep_output` divides
+          the output layer by C instead, so that the function does not change at all: shrinking values would fight with
+          TD targets, which are not shrunk (our choice for value networks). Tensors of norm 0 are skipped. Not
+          `selective_weight_reinit`, which goes by the same initials.
+Effects   Function, with where=[all]: scaled by one positive number, or kept (`keep_output`), up to the normalisations'
+          epsilon. Only roughly so with GELU, on which a factor is more than a factor, and where layers write into a
+          residual stream without a normalisation (IMPALA, SimBa, vision transformers, ResNet with net.norm=none). V
+          and A with hidden layers of their own (agent.streams=separate) are scaled by a number each, and a deviation
+          that belongs to no layer (IQL's) is not scaled; `keep_output` keeps both. Optimizer: kept. Target and slow
+          copies: follow. A redrawn layer has its new norm as n if the reset renews birth weights.
 Defaults  1e-4 for hidden layers and 1e-4 for the output layer (the paper's for an MLP; 1e-3 for convolutions); sweep
           1e-4 to 1e-2 in RL, where nothing is published.
 """
@@ -55,11 +62,16 @@ class SoftWeightRescaling(Intervention):
     def _rescale(self, chain: tuple[Layer, ...], names: set[str], s: State, new: Tensors, buffers: Tensors) -> None:
         """Write the new weights of one chain of layers into `new`, and running statistics into `buffers`."""
         last_norm = [-1, *(i for i, layer in enumerate(chain) if layer.kind == "norm")][-1]
+        left_alone = [layer.norm for layer in chain if layer.norm and not layer.feats]
+        outputs = [f"{layer.name}.weight" for layer in chain if layer.output and f"{layer.name}.weight" in names]
         one = scale = s.params[f"{chain[0].name}.weight"].new_ones(())
         for i, layer in enumerate(chain):
             weight, bias = f"{layer.name}.weight", f"{layer.name}.bias"
-            chosen = weight in names
-            factor = self._factor(s, weight, layer.output) if chosen else one
+            chosen = weight in names and layer.name not in left_alone
+            factor = one
+            if chosen:
+                together, rate = (outputs, self.output_rate) if layer.output else ([weight], self.rate)
+                factor = self._factor(s, together, rate)
             if self.biases == "paper":
                 here = factor * scale if i >= last_norm else factor
             else:
@@ -77,7 +89,12 @@ class SoftWeightRescaling(Intervention):
             if not layer.output:  # several output layers read the same features
                 scale = here
 
-    def _factor(self, s: State, weight: str, output: bool) -> Tensor:
-        rate = self.output_rate if output else self.rate
-        now, birth = s.params[weight].norm(), s.birth[weight].norm()
+    def _factor(self, s: State, weights: list[str], rate: float) -> Tensor:
+        now, birth = length(s.params, weights), length(s.birth, weights)
         return torch.where(now > 0, 1 - rate * (1 - birth / now.clamp_min(1e-30)), 1.0)
+
+
+def length(tensors: Tensors, names: list[str]) -> Tensor:
+    """Euclidean norm of the named tensors together. -> ()"""
+    norms = [tensors[k].norm() for k in names]
+    return torch.stack(norms).norm() if len(norms) > 1 else norms[0]

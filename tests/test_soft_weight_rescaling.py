@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -9,23 +10,28 @@ import pytest
 import torch
 from learners import CONTROL, FRAMES, VECTOR, batch_for, classifier, dqn, engine, equal, largest_difference, run, sac
 
+from agents import DrQ
 from core.blueprint import Layer
 from core.options import build
+from core.spec import EnvSpec
 from core.state import State, member, weights
 from core.when import When
 from interventions.normalize_and_project import NormalizeAndProject
 from interventions.reset import Reset
 from interventions.soft_weight_rescaling import SoftWeightRescaling
-from nets import Nature, Vectors
+from nets import Bro, Nature, ResNet18, Scalar, Vectors
+from nets import DrQ as DrQNet
 
-# A chain on paper. Norms now and at birth, and the factors they give with rate 0.5, for outputs 0.25.
+# A chain on paper. Norms now and at birth, and the factors they give with rate 0.5, for outputs 0.25: these are one
+# layer of norm sqrt(1 + 4) now and sqrt(25 + 1) at birth.
 NOW = {"l1": 4.0, "n1": 1.0, "l2": 5.0, "n2": 1.0, "out": 1.0, "other": 2.0}
 BIRTH = {"l1": 2.0, "n1": 3.0, "l2": 1.0, "n2": 2.0, "out": 5.0, "other": 1.0}
-FACTORS = {"l1": 0.75, "n1": 2.0, "l2": 0.6, "n2": 1.5, "out": 2.0, "other": 0.875}
+HEADS = 1 - 0.25 * (1 - (26 / 5) ** 0.5)
+FACTORS = {"l1": 0.75, "n1": 2.0, "l2": 0.6, "n2": 1.5, "out": HEADS, "other": HEADS}
 LAYERS = {
-    "l1": Layer("l1", "linear", "trunk", norm="n1"),
+    "l1": Layer("l1", "linear", "trunk", feats="h1", norm="n1"),
     "n1": Layer("n1", "norm", "trunk"),
-    "l2": Layer("l2", "linear", "trunk", norm="n2"),
+    "l2": Layer("l2", "linear", "trunk", feats="h2", norm="n2"),
     "n2": Layer("n2", "norm", "trunk"),
     "out": Layer("out", "linear", "head", output=True),
     "other": Layer("other", "linear", "head", output=True),
@@ -34,7 +40,7 @@ ALL = tuple(LAYERS)
 PLAIN = ("l1", "l2", "out", "other")
 
 
-def rescaled(chain=ALL, without: tuple[str, ...] = (), now=NOW, **options) -> dict[str, float]:
+def rescaled(chain=ALL, without: tuple[str, ...] = (), now=NOW, layers=LAYERS, **options) -> dict[str, float]:
     """By what each tensor of the chain is multiplied, running statistics included."""
     keys = [f"{name}.{kind}" for name in chain for kind in ("weight", "bias")]
     params = {k: torch.tensor([0.6, -0.8]) * now[k.split(".")[0]] if "weight" in k else torch.ones(3) for k in keys}
@@ -42,7 +48,7 @@ def rescaled(chain=ALL, without: tuple[str, ...] = (), now=NOW, **options) -> di
     buffers = {f"{n}.running_{k}": torch.full((2,), 7.0) for n in ("n1", "n2") if n in chain for k in ("mean", "var")}
     s = State(params=params, birth=birth, copies={}, optim={}, buffers=buffers, memory={})
     names = [k for k in keys if k not in without and k.split(".")[0] not in without]
-    part = SimpleNamespace(chains=(tuple(LAYERS[name] for name in chain),), names=lambda where: names)
+    part = SimpleNamespace(chains=(tuple(layers[name] for name in chain),), names=lambda where: names)
     rule = SoftWeightRescaling(**{"rate": 0.5, "output_rate": 0.25} | options)
     new = rule.after_step(part, s, None)
     assert set(new.params) == set(params) and set(new.buffers) == set(buffers)
@@ -62,18 +68,18 @@ def test_every_weight_is_multiplied_by_the_factor_that_averages_its_norm_towards
 
 
 def test_exact_biases_carry_the_product_of_factors_since_the_last_normalisation():
-    assert biases(rescaled()) == pytest.approx([0.75, 2.0, 2.0 * 0.6, 1.5, 1.5 * 2.0, 1.5 * 0.875])
+    assert biases(rescaled()) == pytest.approx([0.75, 2.0, 2.0 * 0.6, 1.5, 1.5 * HEADS, 1.5 * HEADS])
 
 
 def test_biases_as_printed_forget_before_the_final_normalisation_and_carry_the_factor_before_it():
     found = biases(rescaled(biases="paper"))
-    assert found == pytest.approx([0.75, 2.0, 0.6, 0.6 * 1.5, 0.6 * 1.5 * 2.0, 0.6 * 1.5 * 0.875])
+    assert found == pytest.approx([0.75, 2.0, 0.6, 0.6 * 1.5, 0.6 * 1.5 * HEADS, 0.6 * 1.5 * HEADS])
 
 
 def test_without_normalisation_both_rules_carry_the_product_of_all_factors():
     for rule in ("exact", "paper"):
         found = biases(rescaled(PLAIN, biases=rule))
-        assert found == pytest.approx([0.75, 0.75 * 0.6, 0.75 * 0.6 * 2.0, 0.75 * 0.6 * 0.875])
+        assert found == pytest.approx([0.75, 0.75 * 0.6, 0.75 * 0.6 * HEADS, 0.75 * 0.6 * HEADS])
 
 
 @pytest.mark.parametrize("rule, into_n2", [("exact", 2.0 * 0.6), ("paper", 0.6)])
@@ -95,9 +101,12 @@ def test_keep_output_divides_every_output_layer_by_what_has_accumulated_and_leav
 def test_layers_outside_where_have_factor_one_and_hand_the_scale_on():
     found = rescaled(PLAIN, without=("l2",))
     assert (found["l2.weight"], found["l2.bias"]) == (1, 1)
-    assert (found["l1.weight"], found["out.weight"], found["out.bias"]) == pytest.approx((0.75, 2.0, 0.75 * 2.0))
+    assert (found["l1.weight"], found["out.weight"], found["out.bias"]) == pytest.approx((0.75, HEADS, 0.75 * HEADS))
     found = rescaled(PLAIN, without=("l1.bias",))
     assert (found["l1.weight"], found["l1.bias"], found["l2.bias"]) == pytest.approx((0.75, 1, 0.75 * 0.6))
+    for head, other, factor in (("out", "other", 2.0), ("other", "out", 0.875)):  # what is left is a layer of its own
+        found = rescaled(PLAIN, without=(other,))
+        assert (found[f"{head}.weight"], found[f"{other}.weight"]) == pytest.approx((factor, 1))
     found = rescaled(PLAIN, without=("l1", "out"), keep_output=True)
     assert (found["out.weight"], found["other.weight"]) == pytest.approx((1, 1 / 0.6))
 
@@ -108,9 +117,19 @@ def test_a_normalisation_outside_where_erases_the_scale_and_statistics_before_la
     assert biases(found)[:4] == pytest.approx([0.75, 1, 1, 1.5])
 
 
+def test_gain_and_shift_behind_a_layer_without_units_of_its_own_stay_and_the_scale_begins_anew():
+    mute = {k: replace(layer, feats="") if k == "l2" else layer for k, layer in LAYERS.items()}
+    for keep_output in (False, True):
+        found = rescaled(layers=mute, keep_output=keep_output)
+        assert (found["n2.weight"], found["n2.bias"]) == (1, 1)
+        assert (found["l2.weight"], found["l2.bias"], found["n2.running_mean"]) == pytest.approx((0.6, 1.2, 1.2))
+        head = 1.0 if keep_output else HEADS
+        assert (found["out.weight"], found["other.bias"]) == pytest.approx((head, head))
+
+
 def test_a_tensor_of_norm_zero_is_skipped():
     found = rescaled(PLAIN, now=NOW | {"l2": 0.0})
-    assert biases(found) == pytest.approx([0.75, 0.75, 0.75 * 2.0, 0.75 * 0.875])
+    assert biases(found) == pytest.approx([0.75, 0.75, 0.75 * HEADS, 0.75 * HEADS])
     state = State({"a.weight": torch.zeros(2), "a.bias": torch.ones(2)}, {"a.weight": torch.ones(2)}, {}, {}, {}, {})
     part = SimpleNamespace(chains=((Layer("a", "linear", "head", output=True),),), names=lambda where: ["a.weight"])
     new = SoftWeightRescaling(rate=1.0, output_rate=1.0).after_step(part, state, None)
@@ -195,7 +214,73 @@ def test_keep_output_keeps_the_function_of_a_dueling_convolutional_network(norm)
         assert largest_difference(part(weights(free), seen)[0], old) > 1e-2
 
 
-def test_two_critics_and_two_heads_of_an_actor_are_rescaled_each_for_itself():
+BEYOND_CHAINS = {  # networks, and the network's answer to what it sees
+    "dueling": lambda: dqn(spec=VECTOR, net=Vectors(width=16)).q,
+    "dueling, three layer norms": lambda: dqn(spec=VECTOR, net=Vectors(width=16, depth=3, norm="layer")).q,
+    "resnet": lambda: dqn(net=ResNet18(width=64, depth=1, units=1 / 4, norm="layer")).q,
+    "resnet, running statistics": lambda: dqn(net=ResNet18(width=64, depth=1, units=1 / 4)).q,
+    "bro": lambda: dqn(spec=VECTOR, net=Bro(width=16)).q,
+    "critics from pixels": lambda: drq().critic,
+    "actor from pixels": lambda: drq().actor,
+}
+
+
+def drq():
+    spec = EnvSpec("dmc/x", (24, 24), "uint8", action_dim=2, stack=3)
+    net = DrQNet(width=16, channels=(4, 8), strides=(2, 2))
+    return DrQ(DrQ.Settings(batch_size=8), spec, net, Scalar("mse"))
+
+
+@pytest.mark.parametrize("make", BEYOND_CHAINS.values(), ids=BEYOND_CHAINS)
+def test_one_number_multiplies_networks_of_several_heads_of_residual_streams_and_behind_a_tanh(make):
+    part = make()
+    _, s = disturbed(SimpleNamespace(parts={"it": part}), precise=False)
+    g = torch.Generator().manual_seed(3)
+    s = s._replace(params={k: p.float() for k, p in s.params.items()})
+    seen = [torch.randn(32, 5, generator=g)]
+    if any(layer.kind == "conv" for layer in part.layers) or part.name == "actor":
+        shape = (3, 24, 24) if part.name != "q" else FRAMES.seen_shape
+        seen = [torch.randint(0, 256, (32, *shape), generator=g, dtype=torch.uint8)]
+    seen += [torch.rand(32, 2, generator=g)] * (part.name == "critic")
+    old = part(weights(s), *seen)[0]
+    kept = SoftWeightRescaling(rate=0.3, output_rate=0.3, keep_output=True).after_step(part, s, None)
+    assert largest_difference(part(weights(kept), *seen)[0], old) < 2e-3
+    free = SoftWeightRescaling(rate=0.3, output_rate=0.3).after_step(part, s, None)
+    now = part(weights(free), *seen)[0]
+    networks = zip(old, now, strict=True) if part.name == "critic" else [(old, now)]  # two critics are two networks
+    for before, after in networks:
+        scale = (before * after).sum() / before.square().sum()
+        assert abs(float(scale) - 1) > 0.01 and largest_difference(after, scale * before) < 2e-3
+        assert before.std() > 1e-3
+
+
+def test_with_hidden_layers_of_their_own_value_and_advantage_are_kept_or_scaled_by_a_number_each():
+    part, s = disturbed(dqn(spec=VECTOR, net=Vectors(width=16), streams="separate"), precise=False)
+    s, seen = s._replace(params={k: p.float() for k, p in s.params.items()}), torch.linspace(-1, 1, 40).reshape(8, 5)
+    kept, free = (
+        SoftWeightRescaling(rate=0.3, output_rate=0.3, keep_output=k).after_step(part, s, None) for k in (1, 0)
+    )
+    old, same, now = (part(weights(x), seen)[0] for x in (s, kept, free))
+    assert largest_difference(same, old) < 1e-4
+    for what in (lambda q: q.mean(1), lambda q: q - q.mean(1, keepdim=True)):  # value, advantage
+        ratios = what(now) / what(old)
+        assert (ratios / ratios.median() - 1).abs().max() < 1e-2
+    assert (now / old).std() > 1e-3
+
+
+def test_on_a_plain_chain_every_factor_is_the_published_one_bit_by_bit():
+    part, s = disturbed(classifier(net=Vectors(width=16, norm="layer")), precise=False)
+    new, scale = SoftWeightRescaling(rate=1e-2, output_rate=1e-3).after_step(part, s, None), torch.ones(())
+    for layer in part.layers:
+        weight, bias = f"{layer.name}.weight", f"{layer.name}.bias"
+        rate = 1e-3 if layer.output else 1e-2
+        factor = 1 - rate * (1 - s.birth[weight].norm() / s.params[weight].norm())
+        scale = factor if layer.kind == "norm" else factor * scale
+        assert torch.equal(new.params[weight], factor * s.params[weight])
+        assert torch.equal(new.params[bias], scale * s.params[bias])
+
+
+def test_two_critics_are_rescaled_each_for_itself_and_two_heads_of_an_actor_as_one():
     learner, batch = sac(), member(batch_for(CONTROL, (0,)), 0)
     for part in (learner.critic, learner.actor):
         _, s = disturbed(SimpleNamespace(parts={"it": part}), precise=False)
@@ -205,10 +290,10 @@ def test_two_critics_and_two_heads_of_an_actor_are_rescaled_each_for_itself():
         assert largest_difference(part(weights(kept), *part.inputs(batch))[0], old) < 1e-4
         free = SoftWeightRescaling(rate=0.5, output_rate=0.5).after_step(part, s, None)
         ratios = part(weights(free), *part.inputs(batch))[0] / old
-        ratios = ratios if part is learner.critic else ratios.movedim(-2, 0)
+        ratios = ratios if part is learner.critic else ratios.movedim(-2, 0)  # of mean, of log-deviation
         one_number = [x.flatten().median() for x in ratios]
         assert all((x / c - 1).abs().max() < 1e-2 for x, c in zip(ratios, one_number, strict=True))
-        assert abs(one_number[0] / one_number[1] - 1) > 1e-3
+        assert (abs(one_number[0] / one_number[1] - 1) > 1e-3) == (part is learner.critic)
 
 
 @pytest.mark.parametrize("rate, output_rate", [(0.0, 0.0), (0.3, 0.1), (1.0, 1.0), (0.0, 1.0)])
@@ -242,9 +327,10 @@ def test_it_acts_after_every_update_and_leaves_the_moments_as_the_step_left_them
     for _ in range(3):
         clock = run(e, 1)
         s = member(e.states, 0)["q"]
-        for layer in e.learner.q.layers:
-            k = f"{layer.name}.weight"
-            assert float(s.params[k].norm()) == pytest.approx(float(s.birth[k].norm()), rel=1e-5)
+        hidden = [(f"{layer.name}.weight",) for layer in e.learner.q.layers if not layer.output]
+        for names in (*hidden, ("advantage.weight", "value.weight")):
+            now, birth = (torch.cat([x[k].flatten() for k in names]).norm() for x in (s.params, s.birth))
+            assert float(now) == pytest.approx(float(birth), rel=1e-5)
         assert equal(s.copies["target"], s.params)
     plain, one = engine(dqn(spec=VECTOR)), engine(dqn([SoftWeightRescaling(rate=1.0)], spec=VECTOR))
     for e in (plain, one):
