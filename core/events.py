@@ -71,16 +71,17 @@ def redraw(
     rules: dict[str, CopyRule],
     optimizer: OptimizerRule,
     renew_birth: bool,
+    renew_statistics: bool = False,
 ) -> State:
     """theta <- keep theta + noise phi on the named tensors: the one core of resets and of Shrink & Perturb.
 
     phi is a fresh draw or the birth weights. `rules` says for each slow copy: "keep" it, "copy" the new weights, or
-    apply the rule to the copy's own values with the "same_draw" or its "own_draw". Where nothing is kept, the running
-    statistics of the layers concerned begin anew as well.
+    apply the rule to the copy's own values with the "same_draw" or its "own_draw". Where nothing is kept, or with
+    `renew_statistics`, the running statistics of the layers concerned begin anew as well.
     """
     part = ctx.part
     prefixes = tuple({name.rpartition(".")[0] + "." for name in names})
-    counted = [k for k in s.buffers if k.startswith(prefixes)] if not keep else []
+    counted = [k for k in s.buffers if k.startswith(prefixes)] if renew_statistics or not keep else []
 
     def mix(theta: Tensors, phi: Tensors) -> Tensors:
         return {k: (keep * theta[k] if keep else 0.0) + noise * phi[k] for k in names}

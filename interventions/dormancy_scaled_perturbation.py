@@ -8,7 +8,8 @@ Source    Xu et al. 2024, "DrM: Mastering Visual Reinforcement Learning through 
           own, the optimizer's state cleared.
 Choices   Each part goes by its own dormant units; DrM takes the actor's for all. `features=pre` is DrM's score, before
           the activation (hidden layers; DrM counts its output layers too), `post` is ReDo's. The threshold counts
-          scores below or equal (DrM: below). DrM's exploration by dormancy is not part of this.
+          scores below or equal (DrM: below). Gains, shifts and running statistics of normalisation are left alone.
+          DrM's exploration by dormancy is not part of this.
 Effects   Function: damped and perturbed. Target: the same rule with a draw of its own. Birth weights: kept.
 Defaults  scale 2, keep between 0.2 and 0.9, threshold 0.025, every 40,000 updates, none with less than one
           interval left (DrM: every 100,000 agent steps, the length of an Atari-100k run).

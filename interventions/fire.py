@@ -6,10 +6,10 @@ Rule      now and then   W <- sqrt(out / in) / k^2 * NewtonSchulz(W / ||W||_F)  
           NewtonSchulz: ten times   X <- 1.5 X - 0.5 X X^T X
 Source    Released code of FIRE (github.com/isaac7778/FIRE, verified): iteration, coefficients and scales; its DQN
           experiments do this to convolutions and return dense layers to birth.
-Choices   `dense` says what dense layers do: fire, birth as in the released RL code, or keep. Biases, gains and shifts
-          are left alone. Ten iterations bring singular values above a thirtieth of ||W||_F within 2 % of 1; smaller
-          ones stay below (as published). The target gets the new weights, moments of what is touched start anew (our
-          choice).
+Choices   `dense` says what dense layers do: fire, birth as in the released RL code, or keep. Biases (but for those of
+          dense layers that go back to birth), gains, shifts and running statistics are left alone. Ten iterations
+          bring singular values above a thirtieth of ||W||_F within 2 % of 1; smaller ones stay below (as published).
+          The target gets the new weights, moments of what is touched start anew (our choice).
 Effects   Function: changed; directions of the features stay. Target and slow copies: copy the new weights. Birth
           weights: kept.
 Defaults  all layers every 40,000 updates, none with less than one interval left (our choice).

@@ -13,6 +13,8 @@ from core.intervention import Intervention
 from core.state import clone, member, weights
 from core.when import When
 from interventions.batch_norm import BatchNorm
+from interventions.dormancy_scaled_perturbation import DormancyScaledPerturbation
+from interventions.fire import FIRE
 from interventions.hare_and_tortoise import HareAndTortoise
 from interventions.layer_norm import LayerNorm
 from interventions.reset import Reset
@@ -240,6 +242,12 @@ RESETS = [
     (Reset(where=("all",), target="keep", when=When(every=2)), {"trunk.norms.0", "trunk.norms.1"}),
     (Reset(where=("output",), when=When(every=2)), set()),
     (ShrinkAndPerturb(where=("all",), when=When(every=2)), set()),
+    (ShrinkAndPerturb(preset="hare_tortoise", when=When(every=2)), set()),
+    (ShrinkAndPerturb(preset="ash_adams", when=When(every=2)), {"trunk.norms.0", "trunk.norms.1"}),
+    (ShrinkAndPerturb(statistics="renew", where=("trunk.norms.1.*",), when=When(every=2)), {"trunk.norms.1"}),
+    (ShrinkAndPerturb(statistics="renew", target="keep", when=When(every=2)), {"trunk.norms.0", "trunk.norms.1"}),
+    (DormancyScaledPerturbation(low=0.0, scale=1e3, threshold=1e3, when=When(every=2)), set()),
+    (FIRE(dense="birth", when=When(every=2)), set()),
 ]
 
 
@@ -249,7 +257,8 @@ def test_a_full_reset_begins_running_statistics_anew_and_a_partial_one_does_not(
     run(e, 1)
     s = member(e.states, 0)["q"]
     old = clone(s)
-    assert e.intervene(Clock(steps=10**9, updates=2, last={"updates": 1}), ("updates",), None)
+    clock = Clock(steps=10**9, updates=2, last={"updates": 1})
+    assert e.intervene(clock, ("updates",), lambda stream, count, size: batch_for(VECTOR, (0,), 9))
     for k in DENSE:
         newborn = torch.full((16,), float(k.endswith("var")))
         anew = k.rpartition(".")[0] in renewed
