@@ -10,12 +10,13 @@ Rule      after every update, for every hidden unit:   age += 1,   utility <- de
           0, and the average output of the unit passes to the biases of its readers:   b += outgoing weights * f_i
 Source    Dohare et al. 2024, "Loss of plasticity in deep continual learning", Methods; released code (verified).
 Choices   Averages advance in every update. Units are replaced in an event: what is owed, `rate` times the mature units
-          of a layer, is summed up, and whole units are replaced when `when` comes (every=1 is the published rule).
-          f_i is corrected for its start, f / (1 - decay^age). The released code zeroes f before it uses it, so that
-          its bias correction does nothing: `bias_correction=false` has that. Fresh draws come from the network's own
+          of a layer, is summed up, and whole units are replaced when `when` comes (every=1 is the published rule). f_i
+          is corrected for its start, f / (1 - decay^age). The released code zeroes f before it uses it, so that its
+          bias correction does nothing: `bias_correction=false` has that. Fresh draws come from the network's own
           initialiser (the released code: Kaiming uniform). Each entry has an Adam step count of its own, as in the
-          released AdamGnT; `steps=keep` is faster. At the borders of a padded convolution the bias correction is an
-          approximation.
+          released AdamGnT; `steps=keep` is faster. At the borders of a padded convolution, and behind a max-pool
+          (net=cnn, vgg16), the bias correction is an approximation: h is taken before the pool, and the mean of what
+          the readers see is larger.
 Effects   Function: the mean output is kept, up to what the unit's activity varies. Target and other slow copies: kept.
           Birth weights: kept.
 Defaults  rate 1e-4, maturity 10,000 updates, decay 0.99, looked at every 100 updates (rate and maturity as in the
