@@ -2,14 +2,15 @@
 
 Idea      Units are a coarse unit of renewal: in small networks, and behind layer normalisation, resetting a whole one
           breaks more than it gives. Renew single weights.
-Rule      utility |theta g| (g the loss gradient) or |theta|; in every tensor the share `rate` of the entries with the
-          lowest utility   <- fresh draw
+Rule      utility |theta g| (g the gradient of a batch) or |theta|; in every tensor the share `rate` of the entries with
+          the lowest utility   <- fresh draw
 Source    Hernandez-Garcia et al. 2025, "Reinitializing weights vs units for maintaining plasticity in neural
           networks" (secondary: the paper's summary; gradient utility with redrawn weights held up there, redrawing to
           the mean did not).
-Choices   A share per tensor, drawn without accumulating fractions: at least one entry. Biases and the gains and shifts
-          of normalisation are tensors like others. Moments of redrawn entries start at 0; Adam's step count stays.
-          Not `soft_weight_rescaling`, which goes by the same initials.
+Choices   The gradient is that of loss and penalties, the network as in evaluation. A share per tensor, drawn without
+          accumulating fractions: at least one entry. Biases and the gains and shifts of normalisation are tensors like
+          others. Moments of redrawn entries start at 0; Adam's step count stays. Not `soft_weight_rescaling`, which
+          goes by the same initials.
 Effects   Function: nearly kept, as the weights that matter least are taken. Target: kept; slow copies: kept. Birth
           weights: kept.
 Defaults  0.1 % of each tensor by gradient utility, every 1,000 updates (our choice for RL).

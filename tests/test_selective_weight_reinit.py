@@ -15,6 +15,7 @@ from core.options import build
 from core.state import clone, member
 from core.when import When
 from interventions.hare_and_tortoise import HareAndTortoise
+from interventions.l2 import L2
 from interventions.layer_norm import LayerNorm
 from interventions.selective_weight_reinit import SelectiveWeightReinit, least
 from nets import Nature, Vectors
@@ -104,6 +105,18 @@ def test_of_equal_entries_the_first_is_chosen():
 
 def test_a_lone_number_is_chosen():
     assert least(torch.tensor(3.0), 0.1).tolist() is True
+
+
+def test_the_gradient_is_that_of_loss_and_penalties():
+    weak, strong = (aged(classifier([L2(weight=w), SelectiveWeightReinit(rate=0.1, when=EVERY)])) for w in (0.0, 1e4))
+    strong.load_state_dict(weak.state_dict())
+    before = clone(weak.states["classifier"].params)
+    fire(weak), fire(strong)
+    gone = [{k: p != before[k] for k, p in e.states["classifier"].params.items()} for e in (weak, strong)]
+    assert not equal(*gone)
+    for k, p in before.items():  # where the penalty is all, the utility is theta squared
+        if k.endswith("weight"):
+            assert torch.equal(gone[1][k][0], least(p[0].square(), 0.1)), k
 
 
 @pytest.mark.parametrize("utility", ["gradient", "magnitude"])
