@@ -8,11 +8,13 @@ Source    Farias & Jozefiak 2024, "Self-Normalized Resets for Plasticity in Cont
           (verified) for gaps counted in samples and thresholds between one batch and a maximum.
 Choices   Gaps are tallied in bins that double in width, so that a quantile costs 32 numbers per unit; the threshold is
           the upper edge of its bin. The record is that of the unit's whole life; the released code takes it anew every
-          few tasks, and doubles a threshold where the new one would be larger. No unit is judged before `gaps` firings.
-          Outgoing weights and Adam's moments as in `redo` (our inference). A channel fires on a sample if it does at
-          any pixel. Judged when `when` comes, while gaps are counted in every update.
-Effects   Function: a silent unit says nothing, so it is kept, except for what it would have said to rare inputs. Target
-          and other slow copies: kept. Birth weights: kept.
+          few tasks, and doubles a threshold where the new one would be larger. No unit is judged before `gaps`
+          firings. Outgoing weights and Adam's moments as in `redo` (our inference). A channel fires on a sample if it
+          does at any pixel, a unit of CReLU if one of its halves does, a unit of GELU or AID if what it says is
+          positive. Judged when `when` comes, while gaps are counted in every update.
+Effects   Function: behind a rectifier a silent unit says nothing, so it is kept, except for what it would have said to
+          rare inputs; with GELU and AID the negative numbers it says are lost. Target and other slow copies: kept.
+          Birth weights: kept.
 Defaults  percentile 0.98, judged every 100 updates; rare features want a higher percentile.
 """
 
@@ -23,7 +25,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.diagnostics.units import magnitudes
 from core.events import Context
 from core.options import option
 from core.part import Part, Step
@@ -52,7 +53,7 @@ class SelfNormalizedResets(Recycling):
         new: Tensors = {}
         for layer in recyclable(part, self.where):
             h = step.outcome.feats[layer.feats]
-            fired = magnitudes(h, layer.halves).unflatten(1, (len(h), -1)).amax(2) > 0  # [units, B]
+            fired = firing(h, layer.halves)
             gaps, silent = gaps_of(fired, memory[f"silent/{layer.name}"])
             bins = gaps.clamp_min(1).log2().ceil().clamp_max(BINS - 1).long()
             new[f"silent/{layer.name}"] = silent
@@ -74,6 +75,12 @@ class SelfNormalizedResets(Recycling):
             begun[f"silent/{name}"] = memory[f"silent/{name}"].masked_fill(units, 0.0)
             begun[f"tally/{name}"] = memory[f"tally/{name}"].masked_fill(units[:, None], 0.0)
         return new._replace(memory=s.memory | {self.name: memory | begun})
+
+
+def firing(h: Tensor, halves: int = 1) -> Tensor:
+    """Whether a unit has h > 0, at any pixel and in either of its halves. [B, f, ...] -> bool [units, B]"""
+    fired = (h > 0).unflatten(1, (halves, -1)).transpose(0, 2)  # [units, halves, B, ...]
+    return fired.any(1).flatten(1).unflatten(1, (len(h), -1)).any(2)
 
 
 def gaps_of(fired: Tensor, silent: Tensor) -> tuple[Tensor, Tensor]:

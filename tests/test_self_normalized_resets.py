@@ -15,7 +15,7 @@ from core.recycle import recyclable, recycle
 from core.state import clone
 from core.when import When
 from interventions.crelu import CReLU
-from interventions.self_normalized_resets import BINS, SelfNormalizedResets, gaps_of, quantile
+from interventions.self_normalized_resets import BINS, SelfNormalizedResets, firing, gaps_of, quantile
 from nets import Nature, Vectors
 
 SNR = "self_normalized_resets"
@@ -125,6 +125,29 @@ def test_with_crelu_a_unit_fires_on_either_side():
     part = classifier([CReLU(match="input"), intervention], net=Vectors(width=3)).classifier
     s = seen(part, part.birth(0), {"trunk.h1": torch.tensor([[1.0, 0.0, 0.0, 0.0, 2.0, 0.0]])})
     assert s.memory[SNR]["silent/trunk.layers.1"].tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "aid"])
+def test_a_negative_number_is_no_firing(activation):
+    intervention = SelfNormalizedResets(where=LAST)
+    part = classifier([intervention], net=Vectors(width=3, activation=activation)).classifier
+    s = part.birth(0)
+    s.params["trunk.layers.1.bias"] += torch.tensor([-50.0, 50.0, 0.0])
+    h = part(s.params, torch.randn(8, 5, generator=torch.Generator().manual_seed(0)))[1]["trunk.h1"]
+    assert (h[:, 0] <= 0).all() and (h[:, 1] > 0).all()
+    s = seen(part, s, {"trunk.h1": h})
+    assert s.memory[SNR]["silent/trunk.layers.1"].tolist()[:2] == [8.0, 0.0]
+    s = seen(part, s, {"trunk.h1": torch.tensor([[-0.1, 0.0, 0.3], [-2.0, 1.0, -0.3]])})
+    assert s.memory[SNR]["silent/trunk.layers.1"].tolist() == [10.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(("halves", "shape"), [(1, (4, 3)), (2, (4, 6)), (1, (4, 3, 2, 5)), (2, (4, 6, 2, 5))])
+def test_firing_is_a_positive_number_at_any_pixel_in_either_half(halves, shape):
+    h = torch.randn(shape, generator=torch.Generator().manual_seed(0)) - 1.5
+    fired = firing(h, halves)
+    assert fired.shape == (3, 4) and 0 < fired.sum() < 12
+    for unit, sample in np.ndindex(3, 4):
+        assert fired[unit, sample] == any(bool((h[sample, half * 3 + unit] > 0).any()) for half in range(halves))
 
 
 # quantiles
