@@ -91,6 +91,7 @@ class Engine:
             self._tie(newborn, newborn=True)
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
         self.awake = torch.ones_like(self.alive)  # a member that rests is not trained; whoever sets it wakes it up
+        self.chunks = 0  # in which the data have come, the streams "chunk/NUMBER"; whoever has such data says so
         self.loss_noise = learner.noise(batch_size)  # of losses alone: what the networks take in evaluation
         self._shared = frozenset(name for name, noise in self.loss_noise.items() if noise.shared)
         self.noise = dict(self.loss_noise)
@@ -205,16 +206,16 @@ class Engine:
     ) -> Context:
         stream, counts = f"event/{intervention.name}/{part.name}", self._counts(clock, clock.updates)
 
-        def draw_batch(number: int, size: int) -> tuple[Batch, Tensors]:
+        def draw_batch(number: int, size: int, chunk: bool = False) -> tuple[Batch, Tensors]:
             name = f"{stream}/{number}" if number else stream
-            batch = sample(name, clock.updates, size)
+            batch = sample(f"chunk/{number}" if chunk else name, clock.updates, size)
             samples = next(iter(batch.values())).shape[1]
             noise = draw(self.learner.noise(samples), self.keys_of(name), counts["update"])
             return member(batch, i) | counts, member(noise, i)
 
         control = intervention.control
         where = (self.seeds[i], intervention.name, self.device)
-        return Context(part, states, clock, *where, draw_batch, self._shared, control)
+        return Context(part, states, clock, *where, draw_batch, self._shared, control, self.chunks)
 
     # observation
 

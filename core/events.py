@@ -28,10 +28,12 @@ class Context:
     seed: int
     instance: str  # name of the intervention
     device: torch.device | str
-    # batch number k of this seed with its noise, of the event's own; so many samples, 0: as many as an update takes
-    sample: Callable[[int, int], tuple[Batch, Tensors]]
+    # batch number k of this seed with its noise, of the event's own; so many samples, 0: as many as an update takes; or
+    # with a third argument, true, chunk number k of the data, whole
+    sample: Callable[..., tuple[Batch, Tensors]]
     shared: frozenset[str] = frozenset()  # of that noise, what does not lead with samples
     control: Control = "none"
+    chunks: int = 0  # in which the data have come; 0 if they came otherwise
 
     def fresh(self, purpose: str = "params") -> Tensors:
         """A new draw from the initialisers, a function of (seed, intervention, part, purpose, time) alone.
@@ -53,9 +55,10 @@ class Context:
     def _time(self) -> tuple[int, ...]:
         return self.clock.updates, self.clock.agent_steps, self.clock.tasks
 
-    def step(self, number: int = 0, size: int = 0) -> Step:
-        """Loss, features and gradient of this part on a batch of its own; the network runs as in evaluation."""
-        batch, noise = self.sample(number, size)
+    def step(self, number: int = 0, size: int = 0, chunk: bool = False) -> Step:
+        """Loss, features and gradient of this part on a batch of its own, or on a chunk of the data, whole; the network
+        runs as in evaluation."""
+        batch, noise = self.sample(number, size, chunk)
         grads, outcome = self.part.gradient(self.states, batch, noise, observing=True)
         return Step(batch, noise, outcome, grads, self.states, self.shared)
 

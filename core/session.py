@@ -53,6 +53,7 @@ class Session:
         self.watch = Watch(self.engine)
         self.stop = Stop()
         self.returns: list[float] = []  # score of each seed in the latest evaluation
+        self.engine.chunks = self.chunks
         rehearse(self.engine, {k: v.to(config.device) for k, v in blank.items()})
         self.folder = RunFolder(
             config.run_dir,
@@ -113,6 +114,11 @@ class Session:
     def sample(self, stream: str, count: int, size: int = 0) -> Batch:
         """A batch of every member, a function of the stream, the count and what is held. Leaves [n, B, ...]."""
         raise NotImplementedError
+
+    @property
+    def chunks(self) -> int:
+        """In how many chunks the data of now have come, each a stream "chunk/NUMBER"; 0 if they came otherwise."""
+        return 0
 
     # a run's life
 
@@ -179,6 +185,7 @@ class Session:
 
     def intervene(self, *units: Unit) -> None:
         """Apply the events that are due in these units, and write each to the ledger."""
+        self.engine.chunks = self.chunks
         rows = self.engine.intervene(self.clock, units, self.sample)
         self.folder.events(rows)
         for row in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ class Examples:
     def __init__(self, stage: Stage, seed: int, name: str, flat: bool, device: str) -> None:
         self._seed, self._name, self._flat = seed, name, flat
         self._inputs, self._targets, self._test_inputs, self._test_targets = (
-            torch.from_numpy(np.array(part)).to(device) for part in stage
+            torch.from_numpy(np.array(part)).to(device) for part in stage[:4]
         )
+        self._ends = list(accumulate(stage.arrived, initial=0))  # of the chunks that have come
         self._order = (-1, np.array([], np.int64))  # of the epoch with this number
 
     def __len__(self) -> int:
@@ -48,6 +50,15 @@ class Examples:
     def anywhere(self, stream: str, count: int, size: int) -> np.ndarray:
         """Rows drawn uniformly. [size]"""
         return host_generator(self._seed, stream, count).integers(len(self), size=size)
+
+    @property
+    def chunks(self) -> int:
+        """In how many parts these examples have come; 0 if they come otherwise."""
+        return len(self._ends) - 1
+
+    def chunk(self, number: int) -> np.ndarray:
+        """Rows of the chunk that came as this one, counted from zero."""
+        return np.arange(self._ends[number], self._ends[number + 1])
 
     def batch(self, rows: np.ndarray) -> Batch:
         """obs [B, ...], and label or target [B]."""

@@ -83,16 +83,23 @@ class TestbedSession(Session):
     # what the loop asks for
 
     def sample(self, stream: str, count: int, size: int = 0) -> Batch:
-        """ "data": the batch of update `count`; any other stream: drawn uniformly. Leaves [n, B, ...]."""
+        """ "data": the batch of update `count`; "chunk/NUMBER": all that came then; any other stream: drawn uniformly.
+        Leaves [n, B, ...]."""
         size = size or self.config.agent.batch_size
         batches = []
         for examples in self._examples:
-            in_turn = stream == "data"
-            rows = (
-                examples.in_turn(count - self.task.start, size) if in_turn else examples.anywhere(stream, count, size)
-            )
+            if stream == "data":
+                rows = examples.in_turn(count - self.task.start, size)
+            elif stream.startswith("chunk/"):
+                rows = examples.chunk(int(stream.removeprefix("chunk/")))
+            else:
+                rows = examples.anywhere(stream, count, size)
             batches.append(examples.batch(rows))
         return {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+    @property
+    def chunks(self) -> int:
+        return self._examples[0].chunks
 
     @property
     def stage_is_over(self) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from learners import CONTROL, FRAMES, VECTOR, batch_for, classifier, dqn, engine, equal, sac
+from learners import CONTROL, FRAMES, VECTOR, batch_for, classifier, dqn, engine, equal, named, sac
 
 from core.clock import Clock
 from core.options import build
+from core.rehearsal import rehearse
+from core.spec import EnvSpec
 from core.state import clone, member
 from core.when import When
 from interventions.batch_norm import BatchNorm
@@ -17,6 +19,9 @@ from interventions.dropout import Dropout
 from interventions.hare_and_tortoise import HareAndTortoise
 from interventions.l2 import L2
 from interventions.layer_norm import LayerNorm
+from nets import CNN
+from nets.augmentation import Augmentation
+from testbeds import Classifier
 
 EVERY = When(every=1)
 LEARNERS = [(dqn, "q", FRAMES), (sac, "critic", CONTROL), (classifier, "classifier", VECTOR)]
@@ -125,6 +130,56 @@ def test_the_direction_is_the_average_of_negative_gradients_in_order_of_arrival(
         assert new.numel() == 1 or not torch.equal(new, states[part].params[k])  # a lone number's cosine can be 1
 
 
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_by_chunks_the_direction_is_the_average_over_whole_chunks_in_order_of_arrival(chunks):
+    keep, alpha, sizes = 0.01, 0.4, [4, 11, 6]
+    e = aged(classifier([DASH(keep=keep, alpha=alpha, chunks=True, batches=7, when=EVERY)]))
+    e.chunks, part, asked = chunks, e.learner.classifier, []
+    s = clone(member(e.states, 0))["classifier"]
+
+    def chunk(number: int):
+        return {
+            k: x.repeat(1, 2, *[1] * (x.ndim - 2))[:, : sizes[number]]
+            for k, x in batch_for(VECTOR, (0,), number).items()
+        }
+
+    def sample(stream: str, count: int, size: int):
+        asked.append(stream)
+        return chunk(int(stream.removeprefix("chunk/")))
+
+    follow = {k: torch.zeros_like(p) for k, p in s.params.items()}
+    for number in range(chunks):
+        for k, g in part.gradient({"classifier": s}, member(chunk(number), 0), {})[0].items():
+            follow[k] = (1 - alpha) * follow[k] - alpha * g
+    e.intervene(Clock(steps=10**9, updates=3, last={"updates": 2}), ("updates",), sample)
+    assert asked == [f"chunk/{number}" for number in range(chunks)]
+    for k, new in member(e.states, 0)["classifier"].params.items():
+        assert torch.allclose(new, reference(s.params[k], follow[k], keep), atol=1e-5), k
+
+
+def test_a_chunk_of_any_size_is_shifted_by_noise_of_its_own_size():
+    augmented = Augmentation(shift=1)
+    spec = EnvSpec("toy/frames", (8, 8), "uint8", num_actions=3, stack=1)
+    settings = Classifier.Settings(batch_size=8, augment=augmented)
+    learner = Classifier(settings, spec, CNN(width=8), None, named([DASH(chunks=True, when=EVERY)]))
+    e = engine(learner)
+    e.chunks = 1
+    seen = {k: x.repeat(1, 3, *[1] * (x.ndim - 2))[:, :19] for k, x in batch_for(spec, (0,)).items()}
+    assert e.intervene(Clock(steps=10**9, updates=1), ("updates",), lambda stream, count, size: seen)[0]["touched"]
+
+
+def test_chunks_are_refused_where_data_do_not_come_so():
+    for learner, spec in (
+        (dqn([DASH(chunks=True, when=EVERY)], VECTOR), VECTOR),
+        (classifier([DASH(chunks=True)]), VECTOR),
+    ):
+        e = engine(learner)
+        with pytest.raises(ValueError, match="interventions.dash.chunks=true: no data arrive in chunks here; expected"):
+            rehearse(e, batch_for(spec, (0,)))
+        e.chunks = 2
+        rehearse(e, batch_for(spec, (0,)))
+
+
 def one_step(dash: DASH, grads, params):
     """The new parameters of a classifier whose gradients are given, batch by batch."""
     net = classifier([dash]).classifier
@@ -133,7 +188,8 @@ def one_step(dash: DASH, grads, params):
     asked = []
 
     class Ctx:
-        def step(self, number):
+        def step(self, number, chunk=False):
+            assert not chunk
             asked.append(number)
             given = {k: torch.zeros_like(p) for k, p in s.params.items()} | grads[number]
             return type("Step", (), {"grads": given})

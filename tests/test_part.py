@@ -259,7 +259,7 @@ def test_fresh_draws_repeat_with_equal_counters_and_differ_otherwise():
 
 def context(part: Part, s, clock=None, seed=0, instance="reset") -> Context:
     return Context(
-        part, {"net": s}, clock or Clock(steps=100), seed, instance, "cpu", lambda number, size: (batch(number), {})
+        part, {"net": s}, clock or Clock(steps=100), seed, instance, "cpu", lambda *which: (batch(which[0]), {})
     )
 
 

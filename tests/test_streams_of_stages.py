@@ -30,9 +30,10 @@ def test_a_stage_is_a_function_of_seed_and_index_whatever_was_asked_before(name)
         one.at(0, index)
     for index in (0, 2):
         a, b, another = one.at(0, index), other.at(0, index), one.at(1, index)
-        assert all((x == y).all() and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
+        assert all((x == y).all() and x.dtype == y.dtype for x, y in zip(a[:4], b[:4], strict=True))
+        assert a.arrived == b.arrived and sum(a.arrived) in (0, len(a.inputs))
         assert len(a.inputs) == len(a.targets) and len(a.test_inputs) == len(a.test_targets)
-        assert any(x.shape != y.shape or (x != y).any() for x, y in zip(a, another, strict=True))
+        assert any(x.shape != y.shape or (x != y).any() for x, y in zip(a[:4], another[:4], strict=True))
 
 
 def test_permuted_pixels_keep_labels_and_the_values_of_every_image():
@@ -71,6 +72,19 @@ def test_chunks_add_up_or_follow_each_other():
     assert sizes == [1_437 * (i + 1) // 7 for i in range(7)]
     parts = np.concatenate([last.at(0, i).inputs for i in range(7)])
     assert (parts == s.at(0, 6).inputs).all() and (s.at(0, 9).inputs == parts).all()
+
+
+def test_data_that_add_up_say_which_of_them_came_when():
+    for keep in ("all", "last"):
+        s = stream("chunks", chunks=4, keep=keep, images=102)
+        sizes = [25, 26, 25, 26]
+        for index in range(6):
+            last = min(index, 3)
+            assert list(s.at(0, index).arrived) == (sizes[: last + 1] if keep == "all" else sizes[last : last + 1])
+    s = stream("warm_start", share=0.25, images=102)
+    assert [s.at(0, index).arrived for index in range(3)] == [(26,), (26, 76), (26, 76)]
+    assert stream("warm_start", share=1.0, images=102).at(0, 1).arrived == (102,)
+    assert stream("permuted_pixels").at(0, 1).arrived == stream("class_incremental").at(0, 1).arrived == ()
 
 
 def test_the_noise_of_chunks_falls_to_nothing():

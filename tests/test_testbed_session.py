@@ -52,6 +52,37 @@ def test_every_stage_is_evaluated_at_its_end_with_all_three_scores(tmp_path):
         assert all(0.1 < online < train for online, train in zip(row["stage/online"], row["stage/train"], strict=True))
 
 
+CHUNKED = ["env=testbed/chunks", *SMALL, "env.chunks=3", "env.images=100", "seeds=[3,4]"]
+DASH = ["interventions=[dash]", "interventions.dash.when={every: 1, unit: tasks, skip_last: false}"]
+
+
+def test_chunks_are_handed_out_whole_in_order_of_arrival(tmp_path):
+    with TestbedSession(load([*CHUNKED, f"run_dir={tmp_path}"])) as session:
+        for stage in range(3):
+            assert session.chunks == stage + 1
+            batches = [session.sample(f"chunk/{number}", 0) for number in range(stage + 1)]
+            assert [batch["label"].shape for batch in batches] == [(2, 33), (2, 33), (2, 34)][: stage + 1]
+            for i, seed in enumerate((3, 4)):
+                at = session.stream.at(seed, stage)
+                assert torch.cat([batch["label"][i] for batch in batches]).tolist() == at.targets.tolist()
+                pixels = torch.cat([batch["obs"][i] for batch in batches])
+                assert torch.equal(pixels, torch.from_numpy(at.inputs).flatten(1).float() / 255)
+            session.clock.enter_task()
+            session._enter(session.clock.tasks)
+
+
+def test_dash_by_chunks_is_another_dash_and_refused_where_data_do_not_come_in_chunks(tmp_path):
+    found = {}
+    for chunks in ("false", "true"):
+        folder = tmp_path / chunks
+        assert testbeds.train(load([*CHUNKED, *DASH, f"interventions.dash.chunks={chunks}", f"run_dir={folder}"])) == 0
+        assert len([line for line in (folder / "ledger.jsonl").read_text().splitlines() if '"dash"' in line]) == 2 * 2
+        found[chunks] = [row["return"] for row in rows(folder)]
+    assert found["true"][:2] == found["false"][:2] and found["true"] != found["false"]
+    with pytest.raises(ValueError, match="interventions.dash.chunks=true: no data arrive in chunks here"):
+        TestbedSession(load([*PIXELS, *DASH, "interventions.dash.chunks=true", f"run_dir={tmp_path / 'no'}"]))
+
+
 @pytest.mark.parametrize("name", rooms.streams())
 def test_every_stream_can_be_learned_from(tmp_path, name):
     agent = "regressor" if name in ("large_means", "slow_regression") else "classifier"

@@ -9,6 +9,7 @@ Score: accuracy on the test images.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from core.options import option
@@ -29,8 +30,9 @@ class Settings(OfImages):
         if self.chunks > len(labels):
             raise ValueError(f"env.chunks: {self.chunks} given; there are {len(labels)} images")
         index = min(index, self.chunks - 1)
-        bounds = [len(labels) * i // self.chunks for i in (0 if self.keep == "all" else index, index + 1)]
-        mine = slice(*bounds)
+        bounds = [len(labels) * i // self.chunks for i in range(0 if self.keep == "all" else index, index + 2)]
+        mine = slice(bounds[0], bounds[-1])
+        arrived = tuple(end - start for start, end in pairwise(bounds))
         share = self.noise * (1 - index / max(1, self.chunks - 1))
         wrong = relabelled(labels[mine], share, self.classes, host_generator(seed, "testbed/noise", index))
-        return Stage(inputs[mine], wrong, self.found.test, self.found.test_labels)
+        return Stage(inputs[mine], wrong, self.found.test, self.found.test_labels, arrived)

@@ -21,6 +21,7 @@ class Stage(NamedTuple):
     targets: np.ndarray  # [N] int64 labels, or float32 numbers
     test_inputs: np.ndarray
     test_targets: np.ndarray
+    arrived: tuple[int, ...] = ()  # how many of the inputs came with each chunk, in order; () if they come otherwise
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ class Settings(OfImages):
 
     def at(self, seed: int, index: int) -> Stage:
         inputs, labels = self.training(seed)
+        count = max(1, round(self.share * len(labels)))
+        arrived = (count, len(labels) - count) if index and count < len(labels) else (count,)
         if index == 0:
-            count = max(1, round(self.share * len(labels)))
             inputs, labels = inputs[:count], labels[:count]
             labels = relabelled(labels, self.noise, self.classes, host_generator(seed, "testbed/noise"))
-        return Stage(inputs, labels, self.found.test, self.found.test_labels)
+        return Stage(inputs, labels, self.found.test, self.found.test_labels, arrived)
