@@ -7,7 +7,6 @@ like, and sums up batch statistics; `weights(s)` and slow copies run as in evalu
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from core.blueprint import PRE, SECTIONS, NetSpec
+from core.blueprint import PRE, NetSpec
 from core.gradients import gradient, joint_norm, shortened
 from core.intervention import Intervention, OptimizerRule
 from core.optim import Adam
 from core.randomness import Noise, fork_torch
-from core.selection import matches, named
+from core.selection import matches, named, select
 from core.state import Batch, State, States, Tensors, where
 
 
@@ -89,6 +88,7 @@ class Part:
         self.shapes = {name: p.shape for name, p in self.net.named_parameters()}
         self.chains = tuple(tuple(chain) for chain in self.net.chains())
         self.layers = tuple(dict.fromkeys(layer for chain in self.chains for layer in chain))
+        self._selected: dict[str, list[str]] = {}  # parameter names by word of `where`
         self.copies = tuple(dict.fromkeys([*copies, *(role for i in self.interventions for role in i.copies)]))
         for intervention in self.interventions:
             with named(intervention):
@@ -120,7 +120,9 @@ class Part:
         every = list(self.shapes)
         chosen: set[str] = set()
         for word in where:
-            found = self._select(word, every)
+            if word not in self._selected:  # the compiler can look up what a pattern matches, not find it
+                self._selected[word] = select(word, every, self.layers)
+            found = self._selected[word]
             if not found:
                 sections = sorted({layer.section for layer in self.layers})
                 raise ValueError(
@@ -129,15 +131,6 @@ class Part:
                 )
             chosen.update(found)
         return [name for name in every if name in chosen]
-
-    def _select(self, word: str, every: list[str]) -> list[str]:
-        if word == "all" or (word in SECTIONS and not self.layers):
-            return every
-        if word in SECTIONS:
-            chosen = [la for la in self.layers if (la.output if word == "output" else la.section == word)]
-            prefixes = tuple(f"{layer.name}." for layer in chosen)
-            return [name for name in every if name.startswith(prefixes)]
-        return fnmatch.filter(every, word)
 
     def matrices(self, where: Iterable[str] = ("all",)) -> list[str]:
         """Names of selected matrices and kernels, but no sigmas of noise. Raises ValueError if there is none."""

@@ -1,4 +1,4 @@
-"""Which intervention acts on which part, and whose objection is whose."""
+"""Which intervention acts on which part and which of its parameters, and whose objection is whose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from core.blueprint import SECTIONS
+
 if TYPE_CHECKING:
+    from core.blueprint import Layer
     from core.intervention import Intervention
     from core.part import Part
 
@@ -16,6 +19,17 @@ if TYPE_CHECKING:
 def matches(name: str, has_layers: bool, words: Iterable[str]) -> bool:
     """Does one of the words of `on` mean this part? "*" is every part that has layers."""
     return any(has_layers if word == "*" else fnmatch.fnmatch(name, word) for word in words)
+
+
+def select(word: str, names: list[str], layers: Sequence[Layer]) -> list[str]:
+    """Those of a part's parameter names that one word of `where` means."""
+    if word == "all" or (word in SECTIONS and not layers):
+        return names
+    if word in SECTIONS:
+        chosen = [layer for layer in layers if (layer.output if word == "output" else layer.section == word)]
+        prefixes = tuple(f"{layer.name}." for layer in chosen)
+        return [name for name in names if name.startswith(prefixes)]
+    return fnmatch.filter(names, word)
 
 
 @contextmanager

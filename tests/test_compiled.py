@@ -4,13 +4,16 @@ import re
 
 import pytest
 import torch
-from learners import CONTROL, FRAMES, VECTOR, batch_for, dqn, engine, run, sac
+from learners import CONTROL, FRAMES, VECTOR, batch_for, dqn, engine, largest_difference, run, sac
 from torch._dynamo.utils import counters
 from torch._inductor.graph import GraphLowering
 
 from core.clock import Clock
 from core.when import When
+from interventions.batch_norm import BatchNorm
+from interventions.ema import EMA
 from interventions.hare_and_tortoise import HareAndTortoise
+from interventions.l2 import L2
 from interventions.l2_init import L2Init
 from interventions.redo import ReDo
 from interventions.reset import Reset
@@ -81,6 +84,18 @@ def test_an_update_is_compiled_once_and_never_again_whatever_happens_between(mak
         run(e, 4, clock)
     assert counters["stats"]["unique_graphs"] == compiled and not counters["graph_break"]
     assert len(e.diverged()) == 2
+
+
+@pytest.mark.timeout(600)
+def test_an_update_with_patterns_in_where_compiles_to_what_it_is_without_the_compiler():
+    """A pattern is matched before the update is traced: the compiler cannot follow how."""
+    where = ("trunk.*.1.*", "value.weight")
+    found = []
+    for compile in (False, True):
+        e = engine(dqn([BatchNorm(), L2(weight=0.1, where=where), EMA(where=where)], VECTOR), (0, 1), compile=compile)
+        run(e, 2)
+        found.append(e.states)
+    assert largest_difference(*found) < 1e-5
 
 
 def test_a_graph_break_is_an_error():
