@@ -63,7 +63,7 @@ def begun(cell: Cell, seeds: Sequence[int], compile: bool) -> tuple[Engine, Cloc
     size = cell.config.agent.batch_size
     learner = assemble.agent(cell.config, EnvSpec(cell.config.env, (64,), "float32", num_actions=10))
 
-    def sample(stream: str, count: int) -> Batch:
+    def sample(stream: str, count: int, samples: int = 0) -> Batch:
         generator = torch.Generator().manual_seed(count)
         labels = torch.randint(0, 10, (len(seeds), size), generator=generator)
         return {"obs": torch.rand(len(seeds), size, 64, generator=generator), "label": labels}

@@ -74,7 +74,7 @@ def trained(learner: DQN | SAC, seeds: Sequence[int], device: str, compile: bool
     for _ in range(UPDATES):
         engine.update(batch(clock.updates), clock)
         clock.update()
-        engine.intervene(clock, ("updates",), lambda stream, count: batch(10**6 + count))
+        engine.intervene(clock, ("updates",), lambda stream, count, size: batch(10**6 + count))
     return engine
 
 
