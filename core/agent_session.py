@@ -88,7 +88,8 @@ class AgentSession(Session):
         return np.stack([g.uniform(-1, 1, spec.action_shape) for g in generators]).astype(np.float32)
 
     def sample(self, stream: str, count: int, size: int = 0) -> Batch:
-        """A batch of every member, from a stream of its own; beside training's always uniform. Leaves [n, B, ...]."""
+        """A batch of every member, from a stream of its own. Leaves [n, B, ...]. "replay" is training's, of the agent's
+        batch size; all others are uniform."""
         if stream != "replay":
             return self._draw(stream, [count], size or self.agent.settings.batch_size, uniform=True)[0]
         at = self.clock.agent_steps

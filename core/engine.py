@@ -184,7 +184,11 @@ class Engine:
         ctx = self.context(intervention, part, i, states, clock, sample)
         found = {}
         if when.metric:
-            found = {when.metric: measure(when.metric, part, old, lambda size: ctx.step(size=size))}
+
+            def look(tier: Tier) -> Step:
+                return ctx.step(size=tier.batch, gradients=tier.gradients)
+
+            found = {when.metric: measure(when.metric, part, old, look)}
             happens, memory = when.judge(found[when.metric], old.memory[intervention.name], clock)
             write({k: old.memory[intervention.name][k] for k in memory}, memory)
             if not happens:
@@ -233,7 +237,7 @@ class Engine:
         for i in range(n):
             mine: Tensors = {}
             states = self._members[i]
-            seen = member(batch, i) | counts | {"alive": self.alive[i]}
+            seen = member(batch, i) | counts
             for part in self.learner.parts.values():
                 if not part.layers:
                     continue

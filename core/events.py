@@ -55,12 +55,12 @@ class Context:
     def _time(self) -> tuple[int, ...]:
         return self.clock.updates, self.clock.agent_steps, self.clock.tasks
 
-    def step(self, number: int = 0, size: int = 0, chunk: bool = False) -> Step:
+    def step(self, number: int = 0, size: int = 0, chunk: bool = False, gradients: bool = True) -> Step:
         """Loss, features and gradient of this part on a batch of its own, or on a chunk of the data, whole; the network
         runs as in evaluation."""
-        batch, noise = self.sample(number, size, chunk)
-        grads, outcome = self.part.gradient(self.states, batch, noise, observing=True)
-        return Step(batch, noise, outcome, grads, self.states, self.shared)
+        at = (self.states, *self.sample(number, size, chunk))
+        grads, outcome = self.part.gradient(*at, observing=True) if gradients else ({}, self.part.outcome(*at))
+        return Step(*at[1:], outcome, grads, self.states, self.shared)
 
 
 def redraw(

@@ -1,6 +1,6 @@
 """What becomes of a member that meets a number which is not finite: it is named, told, and kept to be shown again.
 
-    faults/seed_3-update_1234.pt     the batch of that update and the learner as it stood before it
+    faults/seed_3-update_1234.pt     the batch of that update and the learner as it was kept
 
 `python train.py replay_fault=FILE` goes through that update again. The engine has frozen the member in the same update;
 here the host learns of it. On a CPU at once; a GPU is asked without being waited for, and the answer is read when

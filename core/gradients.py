@@ -38,9 +38,9 @@ def joint_norm(grads: Tensors) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]))
 
 
-def shortened(grads: Tensors, norm: Tensor, longest: float) -> Tensors:
-    """Gradients of joint length `norm`, scaled down to `longest` if longer (Pascanu et al. 2013); 0: as given."""
+def shortened(grads: Tensors, longest: float, norm: Tensor | None = None) -> Tensors:
+    """Gradients scaled down to joint length `longest` if longer (Pascanu et al. 2013); 0: as given. norm: if known."""
     if not longest:
         return grads
-    factor = (longest / (norm + 1e-6)).clamp(max=1.0)
+    factor = (longest / ((joint_norm(grads) if norm is None else norm) + 1e-6)).clamp(max=1.0)
     return {k: g * factor for k, g in grads.items()}

@@ -45,8 +45,8 @@ class Adam:
     def step(self, params: Tensors, grads: Tensors, slots: Slots, alive: Tensor | None = None) -> tuple[Tensors, Slots]:
         """One step, as new values. All dicts share the names of `params`.
 
-        Where `alive` () is false nothing moves, whatever the gradients are. That is said in the rates: to hold back
-        each result would cost a compiled update several per cent.
+        Where `alive` () is false nothing moves, whatever the gradients are. That is said in the rates, in float32: to
+        hold back each result would cost a compiled update several per cent.
         """
         lr, take, add, tick = (_or(alive, rate, 0.0) for rate in (self.lr, 1 - self.b1, 1 - self.b2, 1.0))
         keep = _or(alive, self.b2, 1.0)

@@ -239,7 +239,7 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
     grads, outcome = part.compiled_gradient(states, batch, noise)
     norm = joint_norm(grads)
     outcome = outcome._replace(info={f"{part.name}/loss": outcome.loss, f"{part.name}/grad_norm": norm} | outcome.info)
-    grads = shortened(grads, norm, part.optim.clip_norm)
+    grads = shortened(grads, part.optim.clip_norm, norm)
     alive = batch["alive"].logical_and_(norm.isfinite() & outcome.loss.isfinite()) if "alive" in batch else None
     if part.fused:
         part.optim.step_(s.params, grads, s.optim, cast(Tensor, alive))

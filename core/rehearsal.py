@@ -55,7 +55,7 @@ def _rehearse(engine: Engine, intervention: Intervention, part: Part, batch: Bat
     clock, old = Clock(steps=2**62, updates=1), states[part.name]
     ctx = engine.context(intervention, part, 0, states, clock, lambda stream, count, size: batch)
     if intervention.when.metric:
-        measure(intervention.when.metric, part, old, lambda size: ctx.step())
+        measure(intervention.when.metric, part, old, lambda tier: ctx.step())
     new = intervention.event(part, old, ctx)
     if new is old:
         return  # nothing met its criterion here

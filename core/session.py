@@ -213,7 +213,7 @@ class Session:
         seed, update = self.config.seeds[fault.member], int(fault.batch["update"])
         step = min(int(fault.batch["step"]) * self.looks.action_repeat, self.config.steps)
         bad = cause(self.engine, fault)
-        name = bad.name if bad else "found in the compiled update alone"
+        name = bad.name if bad else "not found when the update was made again"
         self.averages.diverged.append(seed)
         self.folder.events([{"step": step, "updates": update, "diverged": seed, "cause": name}])
         self.progress.say(f"seed {seed} diverged in update {update}: {bad or name}; its weights are frozen")

@@ -25,9 +25,9 @@ class When:
     """When an event happens: at counts (every, at), on a condition (metric), or when it did in another run (yoke).
 
     A condition is looked at every `measure_every` units, on a batch of the event's own, as large as the one the metric
-    is logged from, and holds if the metric is above `above`, or with `falling` below `below`. It then waits until the
-    metric has been on the other side of the other threshold (the same one if only one is given), and for `cooldown`.
-    Each seed and part has its own condition.
+    is logged from (beside a loop of your own: on the step's inputs), and holds if the metric is above `above`, or with
+    `falling` below `below`. It then waits until the metric has been on the other side of the other threshold (the same
+    one if only one is given), and for `cooldown`. Each seed and part has its own condition.
     A yoke is the control that has the times of a condition but not its reason. A condition or a yoke replaces `every`
     and `at`, and `at` replaces `every`. Empty means never.
     """

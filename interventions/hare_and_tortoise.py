@@ -9,8 +9,7 @@ Source    Lee et al. 2024, "Slow and Steady Wins the Race", section 4 and releas
           momentum) in [0.2, 2].
 Choices   Buffers (running statistics) are averaged and restarted like the weights of their layer (verified). The
           optimizer's moments belong to the hare and are kept (verified). Outside `where` the tortoise has the hare's
-          own.
-          `tortoise=own` keeps a slow copy of its own; `tortoise=target` takes the agent's target network, which
+          own. `tortoise=own` keeps a slow copy of its own; `tortoise=target` takes the agent's target network, which
           follows at the agent's tau (BBF and DrQ act with theirs). The released reset aliases the two networks'
           storage, so that the tortoise swallows the hare's next step whole; here values are copied. The tortoise is
           what is evaluated (agent.evaluate_with=params evaluates the hare).

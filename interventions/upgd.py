@@ -70,8 +70,6 @@ class UPGD(Intervention):
             if self.noise:
                 way = way + self.noise * self._drawn(part, step, k)
             new[k] = (1 - lr * self.decay) * s.params[k] - rate * gate * way
-        sound = torch.stack([g.isfinite().all() for g in step.grads.values()]).all()  # else the optimizer skips, too
-        new = {k: torch.where(sound, moved, s.params[k]) for k, moved in new.items()}
         learned = {"count": count, **{f"utility/{k}": u for k, u in utility.items()}}
         return s._replace(params=new, memory=s.memory | {self.name: memory | learned})
 

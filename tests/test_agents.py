@@ -526,10 +526,10 @@ def test_separate_streams_have_hidden_layers_of_their_own():
 def test_a_gradient_that_is_too_long_is_scaled_to_the_limit():
     grads = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
     norm = torch.tensor(5.0)
-    short = shortened(grads, norm, 1.0)
+    short = shortened(grads, 1.0, norm)
     assert [float(g) for g in short.values()] == pytest.approx([0.6, 0.8], rel=1e-5)
-    assert shortened(grads, norm, 0.0) is grads
-    assert [float(g) for g in shortened(grads, norm, 6.0).values()] == [3.0, 4.0]
+    assert shortened(grads, 0.0, norm) is grads
+    assert [float(g) for g in shortened(grads, 6.0).values()] == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -621,8 +621,8 @@ def test_a_metric_is_found_in_every_tier_and_its_dear_ones_are_not_computed_for_
     part, s, step = observe(agent, born(agent))
     for metric, function in (("dead", dead), ("churn/x", None), ("value_churn", churn), ("growth_balance", growth)):
         if function:
-            assert measure(metric, part, s, lambda size: step) == pytest.approx(float(function(part, s, step)[metric]))
-    assert measure("dormant", part, s, lambda size: step) == float(dormant(part, s, step)["dormant@0.025"])
+            assert measure(metric, part, s, lambda tier: step) == pytest.approx(float(function(part, s, step)[metric]))
+    assert measure("dormant", part, s, lambda tier: step) == float(dormant(part, s, step)["dormant@0.025"])
 
     def never(*_):
         raise AssertionError("a dear diagnostic ran for a cheap metric")
@@ -630,9 +630,9 @@ def test_a_metric_is_found_in_every_tier_and_its_dear_ones_are_not_computed_for_
     monkeypatch.setattr(
         "core.diagnostics.TIERS", [CHEAP._replace(diagnostics=(dead,)), DEAR._replace(diagnostics=(never,))]
     )
-    measure("dead", part, s, lambda size: step)
+    measure("dead", part, s, lambda tier: step)
     with pytest.raises(AssertionError):
-        measure("entk_rank", part, s, lambda size: step)
+        measure("entk_rank", part, s, lambda tier: step)
 
 
 def test_a_metric_that_is_a_picture_or_misspelt_is_refused_by_name(monkeypatch):
@@ -642,7 +642,7 @@ def test_a_metric_that_is_a_picture_or_misspelt_is_refused_by_name(monkeypatch):
     part, s, step = observe(agent, born(agent))
     for metric in ("ded", "x_image"):
         with pytest.raises(ValueError, match=f"when.metric={metric} given"):
-            measure(metric, part, s, lambda size: step)
+            measure(metric, part, s, lambda tier: step)
 
 
 # what a diagnostic is given
@@ -686,7 +686,7 @@ def test_a_metric_is_measured_on_as_many_samples_as_it_is_logged_from():
     part, s, step = observe(agent, born(agent))
     sizes = []
     for metric in ("dead", "srank", "entk_rank"):
-        measure(metric, part, s, lambda size: sizes.append(size) or step)
+        measure(metric, part, s, lambda tier: sizes.append(tier.batch) or step)
     assert sizes == [256, 256, 1_024, 256, 1_024, 128]
 
 
@@ -729,7 +729,8 @@ def test_a_gelu_is_dead_where_it_is_flat_and_linearised_where_it_is_a_straight_l
     ramp = torch.linspace(-1, 1, 8)[:, None]
     pre = torch.zeros(8, 16) + ramp  # bent: alive and no line
     pre[:, :2] = ramp - 9.0  # flat
-    pre[:, 2:5] = ramp + 9.0  # a line
+    pre[:, 2:4] = ramp + 9.0  # a line
+    pre[:, 4:5] = 5.0 + 1e-6 * ramp  # a line so short that float32 makes steps of it
     feats = {f"trunk.h{i}{end}": x for i in (0, 1) for end, x in (("", F.gelu(pre)), (PRE, pre))}
     step, s = shown(feats), born(agent)["classifier"]
     part = agent.parts["classifier"]

@@ -84,17 +84,17 @@ def finite(step: Step) -> bool:
     return all(bool(t.isfinite().all()) for t in (*step.grads.values(), *step.outcome.feats.values()))
 
 
-def measure(metric: str, part: Part, s: State, look: Callable[[int], Step]) -> float:
+def measure(metric: str, part: Part, s: State, look: Callable[[Tier], Step]) -> float:
     """One number by its name, such as dead, dormant@0.1 or srank/trunk.layers.1. Raises ValueError if there is none.
 
-    look(samples): what a batch of that size shows; each tier gets the size it is logged with. Cheap ones are looked
-    through first, and nothing is computed beyond the function that has it. nan where the network overflows.
+    look(tier): what a batch shows, of the size that the tier is logged with. Cheap ones are looked through first, and
+    nothing is computed beyond the function that has it. nan where the network overflows.
     """
     if not part.layers:
         raise ValueError(f"when.metric={metric} given; part {part.name} has no layers to measure, leave it out of `on`")
     name, known, unseen = COMMON.get(metric, metric), dict[str, Tensor](), ""
     for tier in TIERS:
-        step = look(tier.batch)
+        step = look(tier)
         if not finite(step):
             return math.nan
         for diagnostic in tier.diagnostics:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.gradients import joint_norm, shortened
+from core.gradients import shortened
 from core.optim import Slots
 from core.part import Part
 from core.state import State, Tensors
@@ -10,6 +10,4 @@ from core.state import State, Tensors
 
 def stepped(part: Part, s: State, grads: Tensors) -> tuple[Tensors, Slots]:
     """What training would make of these gradients, shortened as it shortens them. -> parameters, slots."""
-    if longest := part.optim.clip_norm:
-        grads = shortened(grads, joint_norm(grads), longest)
-    return part.optim.step(s.params, grads, s.optim)
+    return part.optim.step(s.params, shortened(grads, part.optim.clip_norm), s.optim)

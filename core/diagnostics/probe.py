@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from core.gradients import joint_norm, shortened
+from core.gradients import shortened
 from core.part import Part, Step
 from core.randomness import key
 from core.state import State, Tensors, clone, weights
@@ -81,7 +81,7 @@ def learning_curve(
     losses, alive = [], torch.ones((), dtype=torch.bool, device=wave.device)
     for _ in range(steps):
         grads, value = grad_and_value(loss)(params)
-        optim.step_(params, shortened(grads, joint_norm(grads), optim.clip_norm), slots, alive)
+        optim.step_(params, shortened(grads, optim.clip_norm), slots, alive)
         losses.append(value)
     return torch.stack(losses)
 

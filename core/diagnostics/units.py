@@ -100,7 +100,7 @@ def linearised(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     found = {}
     for name, a in preactivations(part, step).items():
         if part.spec.activation == "gelu":
-            found[name] = (explained(a, F.gelu(a)) > STRAIGHT) & (slope(a).abs().amax(1) >= FLAT)
+            found[name] = (explained(a, F.gelu(a.double())) > STRAIGHT) & (slope(a).abs().amax(1) >= FLAT)
         elif part.spec.activation == "relu":
             found[name] = a.amin(1) > 0
         else:

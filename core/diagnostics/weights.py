@@ -52,8 +52,8 @@ def weight_magnitude(part: Part, s: State, step: Step) -> dict[str, Tensor]:
     each layer.
 
     Gains and shifts of normalisation layers are not among them: their mean |w| is `affine_magnitude`; nor are the
-    sigmas of noisy layers. Source: Dohare et
-    al. 2024, "Loss of plasticity in deep continual learning" (weight magnitude, averaged over all weights).
+    sigmas of noisy layers. Source: Dohare et al. 2024, "Loss of plasticity in deep continual learning" (weight
+    magnitude, averaged over all weights).
     """
     kernels = {k: s.params[k].flatten() for k in part.matrices()}
     affine = [s.params[k].abs().flatten() for k in part.names() if k in part.norm_names()]
