@@ -54,6 +54,8 @@ def small_probes(monkeypatch):
 
 
 either = pytest.mark.parametrize("arguments", RUNS.values(), ids=RUNS)
+quick = [RUNS["sac"], pytest.param(RUNS["dqn"], marks=pytest.mark.slow)]  # convolutions take their time
+sooner = pytest.mark.parametrize("arguments", quick, ids=["sac", "dqn"])
 
 
 def play(folder: Path, arguments: list[str], *more: str) -> int:
@@ -95,7 +97,7 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, capsys, argument
 
 
 def test_batches_drawn_together_change_nothing_wherever_a_run_is_stopped(tmp_path, capsys, monkeypatch):
-    many = [*RUNS["sac"], "replay_ratio=11.5", "steps=40"]
+    many = [*RUNS["sac"], "replay_ratio=11.5", "steps=32"]
     sizes = []
     draw = Replay.samples
     monkeypatch.setattr(
@@ -157,7 +159,7 @@ def test_a_run_that_is_not_as_it_was_saved_does_not_start(tmp_path, monkeypatch)
     assert play(tmp_path, RUNS["sac"], "resume=force") == 0
 
 
-@either
+@sooner
 def test_a_power_cut_between_checkpoints_repeats_what_was_lost(tmp_path, capsys, arguments):
     play(tmp_path / "whole", arguments)
     run = AgentSession(load([*arguments, f"run_dir={tmp_path / 'cut'}"]))
@@ -243,7 +245,7 @@ def test_observing_and_evaluating_do_not_disturb_training(tmp_path, capsys, argu
     assert all(0 < row["observing"] < 1 for row in timing[1:])
 
 
-@either
+@sooner
 def test_seeds_side_by_side_equal_seeds_alone(tmp_path, arguments):
     play(tmp_path / "both", arguments)
     play(tmp_path / "second", arguments, "seeds=[1]")

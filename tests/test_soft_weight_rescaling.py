@@ -153,7 +153,8 @@ def disturbed(learner, seed: int = 0, precise: bool = True):
 
     birth = {k: p.double() for k, p in s.birth.items()} if precise else s.birth
     means, variances = ({k: x for k, x in s.buffers.items() if k.endswith(end)} for end in ("mean", "var"))
-    return part, s._replace(params=moved(s.params), birth=birth, buffers=moved(means) | moved(variances, positive=True))
+    counted = moved(means) | moved(variances, positive=True)
+    return part, s._replace(params=moved(s.params), birth=birth, buffers=s.buffers | counted)
 
 
 def outputs(part, s):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from learners import equal
 
-from core.state import State, clone, member, stack, weights, write
+from core.state import State, clone, member, stack, weights, where, write
 
 
 def state(x: float) -> State:
@@ -40,10 +40,12 @@ def test_writing_goes_by_name_and_into_the_storage_that_is_there():
     assert [t.data_ptr() for t in (*old.params.values(), *old.copies["target"].values())] == storage
 
 
-def test_a_gate_sees_new_and_old_and_what_is_the_same_tensor_is_left_alone():
+@pytest.mark.parametrize("alive", [True, False])
+def test_where_a_member_is_not_alive_the_old_values_stay_and_what_is_the_same_tensor_is_left_alone(alive):
     old = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
-    write(old, {"a": torch.tensor([10.0, 20.0]), "b": old["b"]}, lambda new, then: new - then)
-    assert old["a"].tolist() == [9, 18] and old["b"].tolist() == [3]
+    new = {"a": torch.tensor([torch.inf, 20.0]), "b": old["b"]}
+    chosen = where(torch.tensor(alive), new, old)
+    assert chosen["b"] is old["b"] and torch.equal(chosen["a"], (new if alive else old)["a"])
 
 
 def test_names_that_only_one_of_two_states_has_are_refused():
