@@ -294,6 +294,7 @@ def _judged(info: Tensors) -> Tensors:
 def _finite(tensors: Tensors, lead: int = 0) -> Tensor:
     """Whether all numbers are finite, of each member where `lead` is 1; pixels and labels always are. -> [] or [n]"""
     some = next(iter(tensors.values()))
-    floats = [value.isfinite() for value in tensors.values() if value.is_floating_point()]
-    finite = [some.new_ones(some.shape[:lead], dtype=torch.bool)]
-    return torch.stack(finite + [one.reshape(*one.shape[:lead], -1).all(-1) for one in floats]).all(0)
+    floats = [value.reshape(*value.shape[:lead], -1) for value in tensors.values() if value.is_floating_point()]
+    if not floats:
+        return some.new_ones(some.shape[:lead], dtype=torch.bool)
+    return torch.cat(floats, -1).isfinite().all(-1)
