@@ -22,7 +22,7 @@ from core.faults import Watch
 from core.randomness import draw
 from core.state import Batch, States, Tensors
 
-BIRTHS = 5  # pairs of engines: where their numbers lie in memory is worth two per cent either way
+BIRTHS = 15  # pairs of engines: where their numbers lie in memory is worth two per cent either way
 
 
 def _judged_sound(tensors: Tensors, lead: int = 0) -> Tensor:
