@@ -42,7 +42,8 @@ class Unguarded(Engine):
 
 def guards(blocks: int, seconds: float) -> list[list[str]]:
     """Compiled updates of one seed with verdicts and without, call by call in random order: medians, and the median
-    ratio of neighbours; of several pairs of engines the middle one, and the least and the greatest."""
+    ratio of neighbours; of several pairs of engines the middle one, and the least and the greatest. DQN has the
+    optimizer's own verdict on both sides."""
     rows = [["update", "without guards, ms", "with guards, ms", "ratio"]]
     for name, learner in {"SAC": cases.sac(), "DQN, Nature": cases.dqn()}.items():
         pairs = [_pair(learner, blocks * seconds) for _ in range(BIRTHS)]
@@ -57,10 +58,10 @@ def _pair(learner: DQN | SAC, seconds: float) -> tuple[float, float, float]:
     """-> seconds without, with, and the ratio, of two new engines that are called for so long."""
     updates = [_update(kind, learner) for kind in (Unguarded, Engine)]
     took: list[list[float]] = [[], []]
-    order, end = np.random.default_rng(0), None
-    while end is None or time.perf_counter() < end:
-        if end is None and len(took[0]) == 2 * WARM_UP:
-            took, end = [[], []], time.perf_counter() + seconds
+    for update in updates * WARM_UP:
+        update()
+    order, end = np.random.default_rng(0), time.perf_counter() + seconds
+    while time.perf_counter() < end:
         for which in order.permutation(2):
             settle()
             began = time.perf_counter()
