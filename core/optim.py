@@ -66,9 +66,9 @@ class Adam:
         m, v, t = (slots[slot][name] for slot in ("m", "v", "t"))
         return m / (1 - self.b1**t) / ((v / (1 - self.b2**t)).sqrt() + self.eps)
 
-    def step_(self, params: Tensors, grads: Tensors, slots: Slots, alive: Tensor) -> None:
+    def step_(self, params: Tensors, grads: Tensors, slots: Slots, alive: Tensor | None = None) -> None:
         """The same step in place, by torch's fused kernel where it can."""
-        skip = (~alive).float()
+        skip = None if alive is None else (~alive).float()
         single = [k for k in params if slots["t"][k].ndim == 0]
         decays = {k: self._decay(k, params[k]) for k in single}
         for decay in set(decays.values()):
@@ -83,7 +83,7 @@ class Adam:
                     old[name][k].copy_(value)
 
     def _fused(
-        self, names: list[str], params: Tensors, grads: Tensors, slots: Slots, skip: Tensor, decay: float
+        self, names: list[str], params: Tensors, grads: Tensors, slots: Slots, skip: Tensor | None, decay: float
     ) -> None:
         t = [slots["t"][k] for k in names]
         torch._foreach_add_(t, 1)
@@ -103,7 +103,8 @@ class Adam:
             maximize=False,
             found_inf=skip,
         )
-        torch._foreach_sub_(t, [skip] * len(t))
+        if skip is not None:
+            torch._foreach_sub_(t, [skip] * len(t))
 
     def _decay(self, name: str, p: Tensor) -> float:
         chosen = self.decays == "all" or (p.ndim > 1 if self.decays == "matrices" else name in self.decays)
@@ -130,7 +131,7 @@ class SGD(Adam):
     def direction(self, name: str, slots: Slots) -> Tensor:
         return slots["m"][name]
 
-    def step_(self, params: Tensors, grads: Tensors, slots: Slots, alive: Tensor) -> None:
+    def step_(self, params: Tensors, grads: Tensors, slots: Slots, alive: Tensor | None = None) -> None:
         stepped, new_slots = self.step(params, grads, slots, alive)
         for old, new in ((params, stepped), (slots["m"], new_slots["m"]), (slots["t"], new_slots["t"])):
             for k, value in new.items():

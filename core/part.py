@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -242,7 +242,7 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
     grads = shortened(grads, part.optim.clip_norm, norm)
     alive = batch["alive"].logical_and_(norm.isfinite() & outcome.loss.isfinite()) if "alive" in batch else None
     if part.fused:
-        part.optim.step_(s.params, grads, s.optim, cast(Tensor, alive))
+        part.optim.step_(s.params, grads, s.optim, alive)
     else:
         params, optim = part.optim.step(s.params, grads, s.optim, alive)
         s = s._replace(params=params, optim=optim)

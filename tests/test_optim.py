@@ -68,13 +68,14 @@ def test_fifty_steps_equal_torch_optim(name):
 
 
 @every_setting
-def test_fifty_steps_in_place_equal_the_steps_as_values(name):
+@pytest.mark.parametrize("alive", [GO, None])
+def test_fifty_steps_in_place_equal_the_steps_as_values(name, alive):
     adam, params = SETTINGS[name], numbers()
     slots, mine = adam.start(params), copy(params)
     mine_slots = copy(slots)
     for step in range(50):
         params, slots = adam.step(params, gradients(step), slots)
-        adam.step_(mine, gradients(step), mine_slots, GO)
+        adam.step_(mine, gradients(step), mine_slots, alive)
         assert_close(mine, params)
     for slot in ("m", "v"):
         assert_close(mine_slots[slot], slots[slot], rtol=1e-4, atol=1e-4)
