@@ -23,6 +23,7 @@ learns of it when it asks (`diverged`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, cast
 
@@ -52,7 +53,7 @@ Sample = Callable[[str, int, int], Batch]  # (stream, count, samples; 0: as many
 class Learner(Protocol):
     """What the engine asks of an agent or a testbed; everything for one seed. One whose parts carry each other's
     weights also has `tied(states, newborn) -> States`: called at birth and after events, it makes them agree. An update
-    changes nothing where the batch's `alive` is false: `descend` and `follow` see to that."""
+    changes nothing where the batch's `alive` is false, and makes it so where it fails: `descend` and `follow` do."""
 
     parts: dict[str, Part]
     interventions: tuple[Intervention, ...]
@@ -121,23 +122,21 @@ class Engine:
 
     def _batched(self, states: States, batch: Batch, count: Tensor) -> Tensors:
         noise = draw(self.noise, self._keys, count)
-        sound = _finite(batch, 1)
-        trained = self.alive & sound & self.awake
+        trained = self.alive.logical_and_(_finite(batch)) & self.awake
         new, info = vmap(self.learner.update)(states, batch | {"alive": trained}, noise)
         _write_trained(states, new)
-        self.alive.logical_and_(sound & _finite(_judged(info), 1))
+        self.alive.logical_and_(trained | ~self.awake)
         return info
 
     def _by_member(self, states: States, batch: Batch, count: Tensor) -> Tensors:
         noise = draw(self.noise, self._keys, count)
+        trained = self.alive.logical_and_(_finite(batch)) & self.awake
         infos = []
-        for i in range(len(self.seeds)):
-            mine, seen = self._members[i], member(batch, i)
-            trained = self.alive[i].logical_and_(_finite(seen)) & self.awake[i]
-            new, info = self.learner.update(mine, seen | {"alive": trained}, member(noise, i))
-            self.alive[i].logical_and_(_finite(_judged(info)))
+        for i, mine in enumerate(self._members):
+            new, info = self.learner.update(mine, member(batch | {"alive": trained}, i), member(noise, i))
             _write_trained(mine, new)
             infos.append(info)
+        self.alive.logical_and_(trained | ~self.awake)
         return tree_map(lambda *rows: torch.stack(rows), *infos)
 
     # acting
@@ -286,15 +285,10 @@ def _write_trained(states: States, new: States) -> None:
                 write(getattr(state, field), getattr(new[name], field))
 
 
-def _judged(info: Tensors) -> Tensors:
-    """What tells whether an update went well."""
-    return {name: value for name, value in info.items() if name.endswith(("/loss", "/grad_norm"))}
-
-
-def _finite(tensors: Tensors, lead: int = 0) -> Tensor:
-    """Whether all numbers are finite, of each member where `lead` is 1; pixels and labels always are. -> [] or [n]"""
-    some = next(iter(tensors.values()))
-    floats = [value.reshape(*value.shape[:lead], -1) for value in tensors.values() if value.is_floating_point()]
+def _finite(batch: Batch) -> Tensor:
+    """Whether all numbers that a member is given are finite; pixels and labels always are. -> [n]"""
+    some = next(iter(batch.values()))
+    floats = [value.reshape(len(value), -1) for value in batch.values() if value.is_floating_point()]
     if not floats:
-        return some.new_ones(some.shape[:lead], dtype=torch.bool)
-    return torch.cat(floats, -1).isfinite().all(-1)
+        return some.new_ones(len(some), dtype=torch.bool)
+    return torch.linalg.vector_norm(torch.cat(floats, -1), math.inf, dim=-1) < math.inf

@@ -68,11 +68,11 @@ class Adam:
 
     def step_(self, params: Tensors, grads: Tensors, slots: Slots, alive: Tensor | None = None) -> None:
         """The same step in place, by torch's fused kernel where it can."""
-        skip = None if alive is None else (~alive).float()
+        tick = None if alive is None else alive.float()
         single = [k for k in params if slots["t"][k].ndim == 0]
         decays = {k: self._decay(k, params[k]) for k in single}
         for decay in set(decays.values()):
-            self._fused([k for k in single if decays[k] == decay], params, grads, slots, skip, decay)
+            self._fused([k for k in single if decays[k] == decay], params, grads, slots, tick, decay)
         rest = [k for k in params if slots["t"][k].ndim > 0]  # the kernel knows one step count per tensor
         if rest:
             old = {"params": params, **slots}
@@ -83,10 +83,10 @@ class Adam:
                     old[name][k].copy_(value)
 
     def _fused(
-        self, names: list[str], params: Tensors, grads: Tensors, slots: Slots, skip: Tensor | None, decay: float
+        self, names: list[str], params: Tensors, grads: Tensors, slots: Slots, tick: Tensor | None, decay: float
     ) -> None:
         t = [slots["t"][k] for k in names]
-        torch._foreach_add_(t, 1)
+        torch._foreach_add_(t, 1 if tick is None else tick)
         torch._fused_adamw_(
             [params[k] for k in names],
             [grads[k].contiguous() for k in names],  # it reads memory in order, whatever the strides say
@@ -101,10 +101,8 @@ class Adam:
             eps=self.eps,
             amsgrad=False,
             maximize=False,
-            found_inf=skip,
+            found_inf=None if tick is None else 1 - tick,
         )
-        if skip is not None:
-            torch._foreach_sub_(t, [skip] * len(t))
 
     def _decay(self, name: str, p: Tensor) -> float:
         chosen = self.decays == "all" or (p.ndim > 1 if self.decays == "matrices" else name in self.decays)

@@ -7,6 +7,7 @@ like, and sums up batch statistics; `weights(s)` and slow copies run as in evalu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -240,7 +241,8 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
     norm = joint_norm(grads)
     outcome = outcome._replace(info={f"{part.name}/loss": outcome.loss, f"{part.name}/grad_norm": norm} | outcome.info)
     grads = shortened(grads, part.optim.clip_norm, norm)
-    alive = batch["alive"].logical_and_(norm.isfinite() & outcome.loss.isfinite()) if "alive" in batch else None
+    sound = torch.maximum(norm, outcome.loss.abs()) < math.inf  # a number that is none is not less
+    alive = batch["alive"].logical_and_(sound) if "alive" in batch else None
     if part.fused:
         part.optim.step_(s.params, grads, s.optim, alive)
     else:
@@ -250,7 +252,9 @@ def descend(part: Part, states: States, batch: Batch, noise: Tensors) -> tuple[S
     new = s._replace(buffers=s.buffers | outcome.buffers) if outcome.buffers else s
     for intervention in part.interventions:
         new = intervention.after_step(part, new, step)
-    return states | {part.name: new if alive is None else where(alive, new, s)}, outcome
+    if alive is not None and new is not s:
+        new = where(alive, new, s)
+    return states | {part.name: new}, outcome
 
 
 def replant(

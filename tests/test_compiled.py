@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 from torch._inductor.graph import GraphLowering
 
 from core.clock import Clock
+from core.state import clone, member
 from core.when import When
 from interventions.batch_norm import BatchNorm
 from interventions.ema import EMA
@@ -84,6 +85,20 @@ def test_an_update_is_compiled_once_and_never_again_whatever_happens_between(mak
         run(e, 4, clock)
     assert counters["stats"]["unique_graphs"] == compiled and not counters["graph_break"]
     assert len(e.diverged()) == 2
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("make, spec", [(lambda i: dqn(i, VECTOR), VECTOR), (lambda i: dqn(i), FRAMES)])
+def test_a_loss_that_overflows_freezes_its_member_in_a_compiled_update_too(make, spec):
+    """Its batch is finite, so that only the network's own verdict can tell."""
+    e = engine(make([]), (0, 1), compile=True)
+    before, clock = clone(e.states), Clock(steps=10**9)
+    batch = batch_for(spec, e.seeds)
+    batch["weight"][0] = torch.finfo(torch.float32).max
+    info = e.update(batch, clock)
+    assert info["q/loss"].isfinite().tolist() == e.alive.tolist() == [False, True]
+    frozen, trained = (largest_difference(member(e.states, i), member(before, i)) for i in (0, 1))
+    assert frozen == 0 < trained
 
 
 @pytest.mark.timeout(600)
