@@ -8,6 +8,7 @@ from learners import CONTROL, FRAMES, VECTOR, batch_for, dqn, engine, largest_di
 from torch._dynamo.utils import counters
 from torch._inductor.graph import GraphLowering
 
+from core import compiling
 from core.clock import Clock
 from core.state import clone, member
 from core.when import When
@@ -68,9 +69,10 @@ EVENTS = [
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("make, spec", [(lambda i: dqn(i, VECTOR), VECTOR), (lambda i: dqn(i), FRAMES)])
-def test_an_update_is_compiled_once_and_never_again_whatever_happens_between(make, spec):
+def test_an_update_is_compiled_once_and_never_again_whatever_happens_between(make, spec, monkeypatch):
     """Events, acting, observing and frozen members leave the compiled region as it is. With a graph break the first
-    update would raise; with a reason to compile again, the second or a later one."""
+    update would raise; with a reason to compile again, the second or a later one. Here all that was read is watched."""
+    monkeypatch.setattr(compiling, "WATCHED", lambda guards: [True for _ in guards])
     torch._dynamo.reset()
     counters.clear()
     e = engine(make(EVENTS), (0, 1), compile=True)
@@ -99,6 +101,20 @@ def test_a_loss_that_overflows_freezes_its_member_in_a_compiled_update_too(make,
     assert info["q/loss"].isfinite().tolist() == e.alive.tolist() == [False, True]
     frozen, trained = (largest_difference(member(e.states, i), member(before, i)) for i in (0, 1))
     assert frozen == 0 < trained
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("make, spec", [(lambda i: dqn(i, VECTOR), VECTOR), (lambda i: dqn(i), FRAMES)])
+def test_a_batch_of_another_size_is_compiled_anew(make, spec):
+    """Shapes are watched in every run."""
+    found = []
+    for compile in (False, True):
+        e, clock = engine(make([]), (0, 1), compile=compile), Clock(steps=10**9)
+        for size in (8, 5):
+            e.update({k: v[:, :size] for k, v in batch_for(spec, e.seeds).items()}, clock)
+            clock.update()
+        found.append(e.states)
+    assert largest_difference(*found) < 1e-5
 
 
 @pytest.mark.timeout(600)
