@@ -86,7 +86,7 @@ class Adam:
         self, names: list[str], params: Tensors, grads: Tensors, slots: Slots, tick: Tensor | None, decay: float
     ) -> None:
         t = [slots["t"][k] for k in names]
-        torch._foreach_add_(t, 1 if tick is None else tick)
+        torch._foreach_add_(t, 1 if tick is None else [tick] * len(t))
         torch._fused_adamw_(
             [params[k] for k in names],
             [grads[k].contiguous() for k in names],  # it reads memory in order, whatever the strides say
