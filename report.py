@@ -15,7 +15,7 @@ from typing import Any
 
 from core import files
 from core.ablation import Ablation, read
-from core.cells import progress
+from core.cells import over
 from core.report import pages
 from core.report.board import ReportBoard
 from core.report.card import check_cards
@@ -43,10 +43,8 @@ def report(ablation: Ablation, board: ReportBoard, missing: Missing, others: lis
     files.write(folder / "curves.csv", pages.curves_csv(curves))
     last = {arm: matrix(found, arm, ablation.tasks, points[-1:], missing)[0] for arm in ablation.arms}
     draw(folder, ablation, rows, curves, last, card["scale"], others)
-    board.curves(curves)
-    board.diagnostics()
-    board.events()
-    if all(progress(cell).status in ("finished", "diverged") for cell in ablation.cells):
+    board.draw(curves)
+    if over(ablation):
         board.table(rows, markdown, {arm: _settings(ablation, arm) for arm in ablation.arms})
     board.flush()
     return markdown
@@ -82,14 +80,14 @@ def main(argv: list[str]) -> int:
         folder.mkdir(exist_ok=True)
         board = ReportBoard(folder / "tensorboard", ablation)
         while True:
-            over = all(progress(cell).status in ("finished", "diverged") for cell in ablation.cells)
+            last = over(ablation)
             try:
                 print(report(ablation, board, missing, others))
             except NotYet as early:
-                if over or not watch:
+                if last or not watch:
                     raise
                 print(early)
-            if over or not watch:
+            if last or not watch:
                 break
             time.sleep(WATCH)
         board.close()

@@ -13,13 +13,14 @@ from signal import SIGTERM
 from typing import Any, Literal, NamedTuple
 
 from core import files
-from core.ablation import Cell
+from core.ablation import Ablation, Cell
 from core.checkpoint import checkpoints, step
 from core.config import WITHOUT_EFFECT, resolved
 from core.run_folder import CONFIG, DONE, LOCK, differing, read_config
 from core.signals import SIGNALS
 from core.storage import Appending, Storage
 
+LAUNCHER = ".launcher"  # locked by whoever is at work on an ablation
 # exit codes of a run that was told to stop, once it can hear and before: no failure
 STOPPED = (*(128 + number for number in SIGNALS), -SIGTERM)
 Status = Literal["planned", "broken", "running", "finished", "diverged"]
@@ -61,9 +62,28 @@ def check(cell: Cell) -> None:
 
 def held(folder: Path) -> bool:
     """Whether a process is in this run folder, wherever it was started."""
-    if not (folder / LOCK).exists():
+    return _locked(folder / LOCK)
+
+
+def given_up(ablation: Ablation) -> set[str]:
+    """Names of the cells that have died and that nobody runs, nor a launcher will."""
+    failures = Attempts(ablation.out).failures
+    if not failures or _locked(ablation.out / LAUNCHER):
+        return set()
+    dead = (cell for cell in ablation.cells if cell.name in failures)
+    return {cell.name for cell in dead if progress(cell).status in ("planned", "broken")}
+
+
+def over(ablation: Ablation) -> bool:
+    """Whether nothing will change any more, unless the ablation is started again."""
+    lost = given_up(ablation)
+    return all(cell.name in lost or progress(cell).status in ("finished", "diverged") for cell in ablation.cells)
+
+
+def _locked(path: Path) -> bool:
+    if not path.exists():
         return False
-    with (folder / LOCK).open("a+") as lock:
+    with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -79,7 +99,7 @@ def holder(folder: Path) -> str:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """Inside, no other launcher is at work on this ablation. Raises ValueError if one is."""
-    with (out / ".launcher").open("a+") as lock:
+    with (out / LAUNCHER).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

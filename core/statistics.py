@@ -98,15 +98,26 @@ def improvement_interval(
     return float(low), float(high)
 
 
-def paired_interval(
-    scores: np.ndarray, base: np.ndarray, generator: np.random.Generator, reps: int = 2000, level: float = 0.95
-) -> tuple[float, float, float]:
+def paired_interval(scores: np.ndarray, base: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
     """Mean difference of runs that share a seed, and its interval: run k of task t against run k of task t.
 
-    scores, base: [runs, tasks]. -> (mean, low, high). Pairs are resampled, so what both share drops out.
+    scores, base: [runs, tasks]. -> (mean, low, high). Student's, with a variance for each task and the degrees of
+    freedom of Welch (1947) and Satterthwaite (1946); for one task it is `student_interval`. Few seeds are the rule,
+    and a percentile bootstrap of three leaves the truth out in 27 of 100 cases. One seed alone has no interval.
     """
+    from scipy import stats  # slow to import
+
     difference = _runs_by_tasks(scores) - _runs_by_tasks(base)
-    return float(mean(difference)), *bootstrap_interval(difference, mean, generator, reps, level)
+    runs, tasks = difference.shape
+    center = float(mean(difference))
+    if runs < 2:
+        return center, -math.inf, math.inf
+    spread = difference.var(0, ddof=1) / runs / tasks**2  # of each task's mean, as a part of the whole
+    if not spread.any():
+        return center, center, center
+    freedom = spread.sum() ** 2 / (spread**2 / (runs - 1)).sum()
+    half = float(stats.t.ppf((1 + level) / 2, freedom) * math.sqrt(spread.sum()))
+    return center, center - half, center + half
 
 
 def student_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -197,13 +198,13 @@ class TestbedSession(Session):
         value = self.config.value
         if self.stream.classes or value.bins == 1:
             return
-        for index in range(stages):
-            targets = self.stream.at(self.config.seeds[0], index).targets
+        for seed, index in product(self.config.seeds, range(stages)):
+            targets = self.stream.at(seed, index).targets
             low, high = float(targets.min()), float(targets.max())
             if low < value.low or high > value.high:
                 raise ValueError(
                     f"value.low, value.high: {value.low:g} and {value.high:g} given; targets of stage {index} lie "
-                    f"between {low:.3g} and {high:.3g}"
+                    f"between {low:.3g} and {high:.3g} with seed {seed}"
                 )
 
     @property

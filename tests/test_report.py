@@ -11,10 +11,10 @@ import pytest
 
 import report
 from core.ablation import Ablation, read
-from core.cells import Attempts
-from core.report.board import measured
+from core.cells import Attempts, alone, over
+from core.report.board import ReportBoard, measured
 from core.report.card import check_cards
-from core.report.comparison import NotYet, compare, curve
+from core.report.comparison import NotYet, _pairs, compare, curve
 from core.report.scores import matrix, normalise, reached, runs
 from core.statistics import iqm
 from core.storage import Storage
@@ -92,7 +92,7 @@ def test_a_missing_run_scores_the_worst_of_its_task_over_all_arms_and_is_counted
 
 def test_where_the_worst_is_below_zero_a_missing_run_gets_it(ablation):
     cell = cell_of(ablation, "base", "dmc/walker-run")
-    (cell.folder / "eval.csv").write_text("step,seed,return\n3000,0,-50\n3000,1,20\n")
+    (cell.folder / "eval.csv").write_text(f"step,task,seed,return\n3000,{cell.task},0,-50\n3000,{cell.task},1,20\n")
     (cell_of(ablation, "ln", "dmc/walker-run").folder / "eval.csv").unlink()
     assert matrix(runs(ablation), "ln", ablation.tasks, LAST, "worst")[0, :, 1] == pytest.approx([-0.05, -0.05])
 
@@ -126,11 +126,82 @@ def test_a_diverged_run_counts_at_every_look_too(ablation):
     assert before.value > 0 > after.value  # half of the pairs: 0 against 0.3
 
 
+def test_a_pair_counts_when_both_cells_have_ended_and_never_changes_again(ablation):
+    """Those that diverge would else be the first to count. Of a lost run the pair knows what either has scored."""
+    cell = cell_of(ablation, "ln", "dmc/walker-walk")
+    (cell.folder / "ledger.jsonl").write_text(json.dumps({"step": 1_500, "diverged": 0}) + "\n")
+    (cell.folder / "done.json").unlink()
+    assert _pairs(runs(ablation), "ln", "base") == pytest.approx([0.05, 0.05])  # of walker-run alone
+    (cell.folder / "done.json").write_text('{"diverged": [0]}')
+    pairs = [-0.3, 0.1, 0.05, 0.05]
+    assert _pairs(runs(ablation), "ln", "base") == pytest.approx(pairs)
+    with (cell_of(ablation, "base", "dmc/walker-walk").folder / "eval.csv").open("a") as scores:
+        scores.write("3000,dmc/walker-walk,1,2,-90000,1000,3000,params\n")  # of the other seed
+    assert _pairs(runs(ablation), "ln", "base")[0] == pytest.approx(pairs[0])
+
+
+def test_with_missing_drop_seeds_are_compared_with_themselves(ablation):
+    for arm, seed in (("base", "0"), ("ln", "1")):
+        path = cell_of(ablation, arm, "dmc/walker-run").folder / "eval.csv"
+        kept = [line for line in path.read_text().splitlines() if line.split(",")[2] != seed]
+        path.write_text("\n".join(kept) + "\n")
+    assert compare(ablation, runs(ablation), "drop", reps=50)[1].gain is None  # 1 against 0: no pair
+    path = cell_of(ablation, "base", "dmc/walker-run").folder / "eval.csv"
+    path.write_text(path.read_text() + "3000,dmc/walker-run,0,0,120,1000,3000,params\n")
+    gain = compare(ablation, runs(ablation), "drop", reps=50)[1].gain
+    assert gain.value == pytest.approx((0.1 + 0.08) / 2)  # seed 0, once on each task
+
+
+def test_a_cell_that_was_given_up_holds_nobody_back(ablation, capsys, monkeypatch):
+    """It scores up to its last evaluation, and the worst from there on; nobody waits for it."""
+    cell = cell_of(ablation, "ln", "dmc/walker-run")
+    path = cell.folder / "eval.csv"
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if line[0] in "s1") + "\n")
+    (cell.folder / "done.json").unlink()
+    assert reached(runs(ablation), ablation.tasks).tolist() == [1_000] and not over(ablation)
+    attempts = Attempts(ablation.out)
+    with attempts.noting(Storage()):
+        attempts.add(cell, 1, "exit code 1: out of memory")
+    with alone(ablation.out):  # a launcher will try again
+        assert reached(runs(ablation), ablation.tasks).tolist() == [1_000] and not over(ablation)
+    found = runs(ablation)
+    assert reached(found, ablation.tasks).tolist() == [1_000, 2_000, 3_000] and over(ablation)
+    scores = matrix(found, "ln", ablation.tasks, np.array([1_000, 3_000]), "worst")
+    assert scores[:, :, 1] == pytest.approx(np.array([[0.1, 0.105], [0.0, 0.0]]))
+    assert matrix(found, "ln", ablation.tasks, LAST, "drop").size == 0
+    monkeypatch.setattr(report.time, "sleep", lambda seconds: pytest.fail("there is nothing to wait for"))
+    assert report.main([str(ablation.out), "--watch"]) == 0
+    assert "ln: 2 given up" in capsys.readouterr().out
+
+
+def test_in_a_stream_every_episode_is_normalised_by_its_own_game(tmp_path):
+    (tmp_path / "ablation.yaml").write_text(
+        "tasks: [atari/pong]\nseeds: [0]\narms: {base: []}\n"
+        "settings: {agent: der, stream.tasks: [atari/pong, atari/breakout], stream.steps: 500, steps: 1_000}\n"
+    )
+    made = read(tmp_path / "ablation.yaml", tmp_path)
+    folder = made.cells[0].folder
+    folder.mkdir(parents=True)
+    human = {"atari/pong": 14.6, "atari/breakout": 30.5}
+    rows = [f"{step},{task},0,0,{score}" for step, (task, score) in zip((500, 1_000), human.items(), strict=True)]
+    (folder / "eval.csv").write_text("step,task,seed,episode,return\n" + "\n".join(rows) + "\n")
+    assert runs(made)[0].normalised == pytest.approx([1.0, 1.0])
+
+
 def test_what_a_diverged_run_logged_is_left_out_of_the_diagnostics(ablation):
     cell = cell_of(ablation, "ln", "dmc/walker-walk")
     row = {"step": 500, "updates": 500, "critic/loss": ["NaN", 2.0], "critic/dormant@0.1": ["Infinity", 0.5]}
     (cell.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    assert measured([cell]) == {"critic/loss": {500: [2.0]}, "critic/dormant@0.1": {500: [0.5]}}
+    assert measured([cell]) == {"critic/loss": [(500, 2.0)], "critic/dormant@0.1": [(500, 0.5)]}
+
+
+def test_every_point_of_a_diagnostic_is_a_mean_over_all_cells(ablation):
+    """One measures twice as often as the other, and both began and stopped where they did."""
+    cells = [cell for cell in ablation.cells if cell.arm == "ln"]
+    for cell, steps, value in zip(cells, ([2, 4, 6, 8], [4, 8, 12]), (1.0, 3.0), strict=True):
+        rows = [{"step": step, "updates": step, "critic/loss": [value]} for step in steps]
+        (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert measured(cells)["critic/loss"] == [(4, 2.0), (6, 2.0), (8, 2.0)]
 
 
 def test_what_not_all_runs_have_reached_is_not_compared_yet(ablation):
@@ -200,6 +271,37 @@ def test_tensorboard_has_a_folder_per_arm_with_curves_bands_and_diagnostics(abla
         (900, 0.2),
     ]
     assert "measured/q/x/layer" not in tags  # layers are on the runs' own pages
+
+
+def test_a_report_made_again_shows_what_holds_now_also_to_who_is_looking_on(ablation):
+    """A cell that has not begun scores the worst: until it has."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cells = [cell for cell in ablation.cells if cell.arm == "ln"]
+    kept = {
+        cell.folder / name: (cell.folder / name).read_text() for cell in cells for name in ("eval.csv", "done.json")
+    }
+    for path in kept:
+        path.unlink()
+    folder = ablation.out / "report" / "board"
+    folder.mkdir(parents=True)
+    board = ReportBoard(folder, ablation)
+    report.report(ablation, board, "worst", [])
+    looking = EventAccumulator(str(folder / "ln"))
+    looking.Reload()
+    assert [e.value for e in looking.Scalars("iqm/all tasks/iqm")] == [0.0] * 3
+    for path, text in kept.items():
+        path.write_text(text)
+    for _ in range(2):  # the second time nothing is new
+        report.report(ablation, board, "worst", [])
+    board.close()
+    anew = EventAccumulator(str(folder / "ln"))
+    for events in (looking, anew):
+        events.Reload()
+        found = events.Scalars("iqm/all tasks/iqm")
+        wanted = curve(ablation, runs(ablation), "ln", ablation.tasks)
+        assert [e.step for e in found] == wanted.steps.tolist()
+        assert [e.value for e in found] == pytest.approx(wanted.value.tolist())
 
 
 def test_broken_cells_have_a_footnote(ablation, capsys):

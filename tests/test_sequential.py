@@ -59,6 +59,15 @@ def test_the_interval_moves_and_scales_with_the_data():
     assert always_valid(-d) == pytest.approx((-high, -low), abs=1e-6)
 
 
+@pytest.mark.parametrize("ties, others", [(13, 8), (11, 10)])
+def test_ties_beside_differences_of_one_sign_leave_an_interval_with_a_width(ties, others):
+    """The median, 0, is excluded itself."""
+    d = np.array([0.0] * ties + [0.3] * others)
+    low, high = always_valid(d)
+    assert evidence(d) > math.log(20) and 0 < low < 0.3 / 2 < high < 0.3
+    assert always_valid(-d) == pytest.approx((-high, -low), abs=1e-6)
+
+
 def test_few_pairs_exclude_nothing_and_a_clear_difference_shows_after_ten():
     assert always_valid(np.full(5, 1.0)) == (-math.inf, math.inf)
     assert always_valid(np.array([])) == (-math.inf, math.inf)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -18,6 +20,7 @@ from core.statistics import (
     optimality_gap,
     paired_interval,
     profile,
+    student_interval,
 )
 
 
@@ -134,10 +137,20 @@ def test_an_interval_has_no_ends_where_a_resample_is_not_finite():
 def test_pairs_cancel_what_a_seed_brings_to_both_arms():
     luck = generator(4).normal(size=(8, 3)) * 10
     gain = generator(5).normal(1.0, 0.1, size=(8, 3))
-    value, low, high = paired_interval(luck + gain, luck, generator())
+    value, low, high = paired_interval(luck + gain, luck)
     assert value == pytest.approx(gain.mean()) and 0.9 < low < value < high < 1.1
     unpaired_low, unpaired_high = improvement_interval(luck + gain, luck, generator())
     assert unpaired_low < 0.5 < unpaired_high  # without pairs the difference drowns
+
+
+def test_the_interval_of_pairs_is_students_on_one_task_and_welchs_on_two():
+    rows = generator(7).normal(0.3, [0.1, 2.0], size=(4, 2))
+    nothing = np.zeros((4, 2))
+    assert paired_interval(rows[:, :1], nothing[:, :1])[1:] == pytest.approx(student_interval(rows[:, 0]))
+    welch = stats.ttest_ind(rows[:, 0], -rows[:, 1], equal_var=False).confidence_interval()
+    assert paired_interval(rows, nothing) == pytest.approx((rows.mean(), welch.low / 2, welch.high / 2))
+    assert paired_interval(rows[:1], nothing[:1]) == (pytest.approx(rows[0].mean()), -math.inf, math.inf)
+    assert paired_interval(nothing + 0.5, nothing) == (0.5, 0.5, 0.5)
 
 
 def test_two_thousand_resamples_of_a_benchmark_curve():

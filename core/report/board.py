@@ -7,6 +7,7 @@ events, HParams the arms' settings beside their scores.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,90 +27,120 @@ BESIDE = {  # diagnostics shown beside the curves: title -> expression for what 
     "effective rank": "effective_rank",
     "loss": "loss",
 }
-Series = dict[str, dict[int, list[float]]]  # tag -> step -> one number per run
+Points = list[tuple[int, float]]  # (env step, value), in order
 
 
 class ReportBoard:
-    """Writers of all arms. What has been drawn is not drawn again, so that a report may be made while runs go on."""
+    """Writers of all arms, for a report that is made again while runs go on: what is new is added; an arm of which
+    something else holds now than was drawn (its runs have come, or one has diverged) is drawn anew as a whole."""
 
     def __init__(self, folder: Path, ablation: Ablation) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self.ablation = ablation
-        self.writers = {arm: SummaryWriter(folder / arm) for arm in ablation.arms}
-        self._drawn: dict[tuple[str, str], int] = defaultdict(lambda: -1)  # (arm, tag) -> last step
-        tags = ["all tasks", *ablation.tasks] if len(ablation.tasks) > 1 else list(ablation.tasks)
-        charts = {tag: ["Margin", [f"iqm/{tag}/{name}" for name in ("iqm", "low", "high")]] for tag in tags}
-        beside = {title: ["Multiline", [f"measured/[^/]+/{tag}$"]] for title, tag in BESIDE.items()}
-        layout = {"IQM over seeds and tasks, 95 % interval": charts, "Diagnostics, means over seeds and tasks": beside}
-        for writer in self.writers.values():
-            writer.add_custom_scalars(layout)
+        self.ablation, self._folder, self._writer = ablation, folder, SummaryWriter
+        self._writers = {arm: SummaryWriter(folder / arm) for arm in ablation.arms}
+        self._drawn: dict[str, dict[str, Points]] = {arm: {} for arm in ablation.arms}  # arm -> tag -> what it shows
+        self._told: dict[str, str] = {}  # arm -> its events
+        for arm in ablation.arms:
+            self._lay_out(arm)
 
-    def curves(self, curves: Mapping[tuple[str, str], Curve]) -> None:
-        for (arm, task), curve in curves.items():
-            tag = f"iqm/{'all tasks' if task == 'all' else task}"
-            for name, values in (("iqm", curve.value), ("low", curve.low), ("high", curve.high)):
-                self._scalars(arm, f"{tag}/{name}", zip(curve.steps, values, strict=True))
-
-    def diagnostics(self) -> None:
-        """Means over seeds and tasks of what the runs measured, by env step."""
+    def draw(self, curves: Mapping[tuple[str, str], Curve]) -> None:
+        """The IQM curves, what the runs measured, and how often each intervention acted."""
         for arm in self.ablation.arms:
-            for tag, points in measured(cell for cell in self.ablation.cells if cell.arm == arm).items():
-                self._scalars(
-                    arm, f"measured/{tag}", ((step, float(np.mean(values))) for step, values in points.items())
-                )
-
-    def events(self) -> None:
-        """How often each intervention acted, and when first and last, as text."""
-        for arm in self.ablation.arms:
-            lines = [line for cell in self.ablation.cells if cell.arm == arm for line in _events(cell)]
-            if lines and self._drawn[arm, "events"] < len(lines):
-                self.writers[arm].add_text("events", "\n\n".join(lines))
-                self._drawn[arm, "events"] = len(lines)
+            cells = [cell for cell in self.ablation.cells if cell.arm == arm]
+            found = {f"measured/{tag}": points for tag, points in measured(cells).items()}
+            for (name, task), curve in curves.items():
+                for end, values in (("iqm", curve.value), ("low", curve.low), ("high", curve.high)):
+                    if name == arm:
+                        tag = f"iqm/{'all tasks' if task == 'all' else task}/{end}"
+                        points = zip(curve.steps.tolist(), values.tolist(), strict=True)
+                        found[tag] = [(step, value) for step, value in points if math.isfinite(value)]
+            self._scalars(arm, found)
+            lines = [line for cell in cells for line in _events(cell)]
+            self._events(arm, "\n\n".join(lines))
 
     def table(self, rows: list[Row], markdown: str, settings: Mapping[str, Mapping[str, str]]) -> None:
         """The table as text, and a row per arm in HParams."""
         for row in rows:
-            writer = self.writers[row.arm]
+            writer = self._writers[row.arm]
             if row.arm == self.ablation.base:
                 writer.add_text("report", markdown)
             metrics = {f"score/{name}": value.value for name, value in row.statistics.items()}
             writer.add_hparams({"arm": row.arm, **settings[row.arm]}, metrics, run_name=".")
 
     def close(self) -> None:
-        for writer in self.writers.values():
+        for writer in self._writers.values():
             writer.close()
 
     def flush(self) -> None:
-        for writer in self.writers.values():
+        for writer in self._writers.values():
             writer.flush()
 
-    def _scalars(self, arm: str, tag: str, points: Iterable[tuple[int, float]]) -> None:
-        for step, value in points:
-            if step > self._drawn[arm, tag] and np.isfinite(value):
-                self.writers[arm].add_scalar(tag, float(value), int(step))
-                self._drawn[arm, tag] = int(step)
+    def _lay_out(self, arm: str) -> None:
+        tasks = self.ablation.tasks
+        tags = ["all tasks", *tasks] if len(tasks) > 1 else list(tasks)
+        charts = {tag: ["Margin", [f"iqm/{tag}/{name}" for name in ("iqm", "low", "high")]] for tag in tags}
+        beside = {title: ["Multiline", [f"measured/[^/]+/{tag}$"]] for title, tag in BESIDE.items()}
+        layout = {"IQM over seeds and tasks, 95 % interval": charts, "Diagnostics, means over seeds and tasks": beside}
+        self._writers[arm].add_custom_scalars(layout)
+
+    def _scalars(self, arm: str, found: Mapping[str, Points]) -> None:
+        drawn = self._drawn[arm]
+        if any(found.get(tag, [])[: len(points)] != points for tag, points in drawn.items()):
+            self._begin_anew(arm)
+        for tag, points in found.items():
+            for step, value in points[len(drawn.get(tag, [])) :]:
+                self._writers[arm].add_scalar(tag, value, step)
+            drawn[tag] = points
+
+    def _begin_anew(self, arm: str) -> None:
+        """A TensorBoard forgets what it has read of this arm, also one that is looking on: it needs the file that it is
+        in, so that only the one before goes."""
+        self._writers[arm].close()
+        for path in sorted((self._folder / arm).glob("events.*"), key=lambda path: path.stat().st_mtime_ns)[:-1]:
+            path.unlink()
+        self._writers[arm] = self._writer(self._folder / arm, purge_step=0)
+        self._drawn[arm].clear()
+        self._told.pop(arm, None)
+        self._lay_out(arm)
+
+    def _events(self, arm: str, text: str) -> None:
+        if text and self._told.get(arm) != text:
+            self._writers[arm].add_text("events", text)
+            self._told[arm] = text
 
 
-def measured(cells: Iterable[Cell]) -> Series:
-    """What the runs of these cells logged, by tag and env step; per-layer numbers are left to the runs' own pages.
+def measured(cells: Iterable[Cell]) -> dict[str, Points]:
+    """Means over the seeds and the cells of what their runs logged, by tag; per-layer numbers are left to the runs' own
+    pages.
 
-    Of long records every k-th row is taken, so that a curve has POINTS points.
+    Cells measure at steps of their own. A point is drawn where one of them did, as far as all of them have come, with
+    the latest number of each: every point is a mean over all cells. Of many points every k-th is taken.
     """
-    found: Series = defaultdict(lambda: defaultdict(list))
+    curves: dict[str, list[np.ndarray]] = defaultdict(list)  # tag -> [points, (step, value)] of each cell
     for cell in cells:
         path = cell.folder / "metrics.jsonl"
-        by_tag: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
+        by_tag: dict[str, list[tuple[int, float]]] = defaultdict(list)
         with files.reading(path):
             for row in files.json_rows(path):
                 for tag, values in row.items():
                     if isinstance(values, list) and tag.count("/") == 1:
                         numbers = [float(v) for v in values if v is not None]  # nan is written as text
-                        by_tag[tag].append((int(row["step"]), [v for v in numbers if np.isfinite(v)]))
+                        finite = [v for v in numbers if np.isfinite(v)]
+                        if finite:
+                            by_tag[tag].append((int(row["step"]), float(np.mean(finite))))
         for tag, points in by_tag.items():
-            for step, values in points[:: max(1, len(points) // POINTS)]:
-                found[tag][step] += values
-    return {tag: {step: v for step, v in sorted(points.items()) if v} for tag, points in found.items()}
+            curves[tag].append(np.array(points))
+    return {tag: _mean_of(each) for tag, each in curves.items()}
+
+
+def _mean_of(curves: list[np.ndarray]) -> Points:
+    steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+    begun, come = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
+    steps = steps[(begun <= steps) & (steps <= come)]
+    latest = [curve[np.searchsorted(curve[:, 0], steps, side="right") - 1, 1] for curve in curves]
+    points = list(zip(steps.astype(int).tolist(), np.mean(latest, axis=0).tolist(), strict=True))
+    return points[:: 1 + len(points) // POINTS]
 
 
 def _events(cell: Cell) -> list[str]:
@@ -120,6 +151,7 @@ def _events(cell: Cell) -> list[str]:
             if row.get("touched"):
                 seen[row["intervention"], row["part"]].append(int(row["step"]))
     return [
-        f"{cell.task}: {name} acted on {part} {len(steps)} times, from step {min(steps):,} to {max(steps):,}"
+        f"{cell.task}: {name} acted on {part} {len(steps)} times (each seed counts), from step {min(steps):,} "
+        f"to {max(steps):,}"
         for (name, part), steps in seen.items()
     ]

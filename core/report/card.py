@@ -15,7 +15,7 @@ def card(cell: Cell) -> dict[str, Any]:
     """Everything about a cell's evaluation but its task and its arm."""
     config = cell.config
     return {
-        "scale": scale(cell.task),
+        "scale": " and ".join(dict.fromkeys(scale(task) for task in config.tasks)),
         "family": cell.task.partition("/")[0],
         "budget": f"{config.steps} env steps",
         **{f"env.{name}": value for name, value in config.env_options.items()},

@@ -9,7 +9,7 @@ import numpy as np
 
 from core.ablation import Ablation
 from core.randomness import host_generator
-from core.report.scores import Missing, Run, matrix, reached, worst_of
+from core.report.scores import Missing, Run, kept, matrix, reached
 from core.report.sequential import always_valid
 from core.statistics import (
     bootstrap,
@@ -63,7 +63,7 @@ class Row:
     statistics: dict[str, Interval]
     improvement: Interval | None  # probability over the base arm; None for the base itself
     gain: Interval | None  # mean difference of runs that share a seed with one of the base arm
-    watched: Interval | None  # the center of these differences, with an interval that may be looked at while runs go on
+    watched: Interval | None  # the mean of these differences, with an interval that may be looked at while runs go on
 
 
 def compare(ablation: Ablation, runs: list[Run], missing: Missing = "worst", reps: int = 2000) -> list[Row]:
@@ -86,26 +86,41 @@ def compare(ablation: Ablation, runs: list[Run], missing: Missing = "worst", rep
         if arm != ablation.base:
             ends = improvement_interval(scores, base, _draws("improvement"), reps)
             better = Interval(float(improvement(scores, base)), *ends)
-            if scores.shape == base.shape:  # the same seeds; some may have been dropped
-                gain = Interval(*paired_interval(scores, base, _draws("gain"), reps))
+            gain = _gain(ablation, runs, arm, points, missing)
             pairs = _pairs(runs, arm, ablation.base)
-            watched = Interval(float(np.median(pairs)), *always_valid(pairs)) if len(pairs) else None
+            watched = Interval(float(np.mean(pairs)), *always_valid(pairs)) if len(pairs) else None
         rows.append(Row(arm, len(scores), statuses, found, better, gain, watched))
     return rows
 
 
-def _pairs(runs: list[Run], arm: str, base: str) -> np.ndarray:
-    """Differences of the last scores of two arms that share task and seed, where both runs have ended. -> [pairs]
+def _gain(ablation: Ablation, runs: list[Run], arm: str, points: np.ndarray, missing: Missing) -> Interval | None:
+    """Mean difference of the runs whose seed counts in both arms."""
+    sides = [(name, kept(runs, name, ablation.tasks, missing)) for name in (arm, ablation.base)]
+    shared = set.intersection(*(set(rows) for _, rows in sides))
+    if not shared:
+        return None
+    ours, theirs = (
+        matrix(runs, name, ablation.tasks, points, missing)[0, [row in shared for row in rows]] for name, rows in sides
+    )
+    return Interval(*paired_interval(ours, theirs))
 
-    A diverged run scores the worst of its task.
+
+def _pairs(runs: list[Run], arm: str, base: str) -> np.ndarray:
+    """Differences of the last scores of two arms that share task and seed, where both cells have ended. -> [pairs]
+
+    A run that is lost scores the worst of what either of the two ever scored, at most 0: what other runs do later
+    changes no pair, and swapping the arms turns its sign and nothing else.
     """
-    last: dict[tuple[str, str, int], float] = {}
-    for run in runs:
-        if run.status in ("finished", "diverged"):
-            score = run.normalised[-1] if run.status == "finished" else worst_of(runs, run.task)
-            last[run.arm, run.task, run.seed] = score
-    others = [(task, seed) for name, task, seed in last if name == arm and (base, task, seed) in last]
-    return np.array([last[arm, task, seed] - last[base, task, seed] for task, seed in others])
+    ended = {(run.arm, run.task, run.seed): run for run in runs if run.over}
+    differences = []
+    for (name, task, seed), ours in ended.items():
+        theirs = ended.get((base, task, seed))
+        if name == arm and theirs:
+            scores = np.concatenate([ours.normalised, theirs.normalised])
+            worst = scores[np.isfinite(scores)].min(initial=0.0)
+            a, b = (run.normalised[-1] if run.status == "finished" else worst for run in (ours, theirs))
+            differences.append(a - b)
+    return np.array(differences)
 
 
 def curve(

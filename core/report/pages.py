@@ -15,6 +15,8 @@ from core.report.published import Published
 from core.report.scores import Missing, Run
 from core.statistics import mean, median
 
+FEW = 10  # runs: with fewer, percentile intervals miss the truth two times too often and more
+
 
 def page(
     ablation: Ablation,
@@ -46,8 +48,10 @@ def page(
     lines += [
         "",
         f"At env step {step:,} on {', '.join(ablation.tasks)}; seeds {', '.join(map(str, ablation.seeds))}. Scores are "
-        f"{card['scale']}. Intervals: 95 %, stratified bootstrap over runs within each task, 2,000 resamples; the last "
-        "column holds at any number of finished pairs, six at least: one may watch, and stop once it excludes 0.",
+        f"{card['scale']}. Intervals: 95 %, stratified bootstrap over runs within each task, 2,000 resamples; of the "
+        "gain Student's. The last column holds at any number of finished pairs, six at least: one may watch, and stop "
+        "once it excludes 0.",
+        *_caveats(ablation, rows, card),
         *_footnotes(rows, missing, Attempts(ablation.out).failures),
         *(f"\n{other.name}: {other.title}; {other.source}" for other in others),
         "",
@@ -84,6 +88,26 @@ def _watched(row: Row) -> str:
     return str(row.watched) if math.isfinite(row.watched.high - row.watched.low) else "too few pairs"
 
 
+def _caveats(ablation: Ablation, rows: list[Row], card: Mapping[str, Any]) -> list[str]:
+    """What the intervals do not say."""
+    notes, fewest, others = [], min(row.runs for row in rows), len(rows) - 1
+    if fewest < FEW:
+        notes.append(
+            f"Bootstrap intervals of {fewest} runs are too narrow (of a mean of three, 27 in 100 miss the truth; of "
+            "five 18, of ten 9): go by the gain, or run more seeds."
+        )
+    if others > 1:
+        notes.append(
+            f"{others} arms are compared with {ablation.base}, and no interval is widened for their number: if none "
+            f"did anything, one or more would exclude 0 in up to {100 * (1 - 0.95**others):.0f} of 100 ablations."
+        )
+    if card["scale"] == "return" and len(ablation.tasks) > 1:
+        notes.append(
+            "Returns of several tasks are on no common scale: the widest task leads the sums. Look at each alone."
+        )
+    return [""] * bool(notes) + notes
+
+
 def _mark(row: Row) -> str:
     return "*" if set(row.statuses) - {"finished"} else ""
 
@@ -96,8 +120,9 @@ def _footnotes(rows: list[Row], missing: Missing, failures: Mapping[str, list[st
             notes.append(f"\\* {row.arm}: {', '.join(f'{count} {status}' for status, count in amiss.items())}.")
     if notes:
         rule = {
-            "worst": "A run that is missing or has diverged scores the worst of its task over all arms, at most 0.",
-            "drop": "Seeds with a run that is missing or has diverged are left out of their arm (missing=drop).",
+            "worst": "A run that is missing, has diverged or was given up scores the worst of its task over all arms, "
+            "at most 0, from there on.",
+            "drop": "Seeds with such a run are left out of their arm (missing=drop).",
         }
         notes.append(rule[missing])
     return [""] * bool(notes) + notes

@@ -17,9 +17,10 @@ import numpy as np
 
 from core import files
 from core.ablation import Ablation, Cell
-from core.cells import progress
+from core.cells import given_up, progress
 
 Missing = Literal["worst", "drop"]
+LOST = ("missing", "diverged", "given up")
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,16 @@ class Run:
     seed: int
     steps: np.ndarray  # [evaluations] env steps
     returns: np.ndarray  # [evaluations] mean return of the episodes, unnormalised
-    status: str  # finished | diverged | unfinished | missing
-    diverged_at: float = np.inf  # env step
-
-    @property
-    def normalised(self) -> np.ndarray:
-        return normalise(self.task, self.returns)
+    normalised: np.ndarray  # [evaluations] the same, each episode by the task it was of
+    status: str  # finished | diverged | given up | unfinished | missing
+    over: bool  # its cell has ended: nothing above will change
+    lost_at: float = np.inf  # env step from which on it has no score
 
     def at(self, points: np.ndarray, worst: float) -> np.ndarray:
         """Normalised scores at these steps: of the latest evaluation up to each, `worst` where there is none."""
         latest = np.searchsorted(self.steps, points, side="right") - 1
         scores = np.full(len(points), worst)
-        scored = (latest >= 0) & (points < self.diverged_at)
+        scored = (latest >= 0) & (points < self.lost_at)
         scores[scored] = self.normalised[latest[scored]]
         return scores
 
@@ -69,27 +68,32 @@ def scale(task: str) -> str:
 
 def runs(ablation: Ablation) -> list[Run]:
     """Every planned run, arm by arm, whether it exists or not."""
-    return [run for cell in ablation.cells for run in _of_cell(cell)]
+    lost = given_up(ablation)
+    return [run for cell in ablation.cells for run in _of_cell(cell, cell.name in lost)]
 
 
-def _of_cell(cell: Cell) -> list[Run]:
-    found: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))  # seed -> step -> returns
+def _of_cell(cell: Cell, lost: bool) -> list[Run]:
+    found: dict[int, dict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))  # by seed and step
     path = cell.folder / "eval.csv"
     if path.exists():
         with files.reading(path):
             for row in csv.DictReader(path.open()):
-                found[int(row["seed"])][int(row["step"])].append(float(row["return"]))
+                score = float(row["return"])
+                pair = score, float(normalise(row["task"], np.array(score)))
+                found[int(row["seed"])][int(row["step"])].append(pair)
     diverged = _diverged(cell.folder)
     done = progress(cell).status in ("finished", "diverged")
     made = []
     for seed in cell.config.seeds:
-        curve = {step: float(np.mean(returns)) for step, returns in sorted(found[seed].items())}
-        for step, value in curve.items():
-            if np.isnan(value):  # its world has shown what is not finite
-                diverged.setdefault(seed, float(step))
-        status = "diverged" if seed in diverged else "missing" if not curve else "finished" if done else "unfinished"
-        steps, returns = np.array(list(curve), dtype=np.int64), np.array(list(curve.values()))
-        made.append(Run(cell.arm, cell.task, seed, steps, returns, status, diverged.get(seed, np.inf)))
+        curve = {step: np.mean(pairs, axis=0) for step, pairs in sorted(found[seed].items())}
+        steps = np.array(list(curve), dtype=np.int64)
+        returns, normalised = np.array(list(curve.values())).reshape(len(steps), 2).T
+        for step in steps[np.isnan(returns)]:  # its world has shown what is not finite
+            diverged.setdefault(seed, float(step))
+        ended = "finished" if done else "given up" if lost else "unfinished" if curve else "missing"
+        lost_at = diverged.get(seed, float(steps[-1]) + 1 if lost and curve else np.inf)
+        status = "diverged" if seed in diverged else ended if curve or lost else "missing"
+        made.append(Run(cell.arm, cell.task, seed, steps, returns, normalised, status, done or lost, lost_at))
     return made
 
 
@@ -106,22 +110,26 @@ def _diverged(folder: Path) -> dict[int, float]:
 def matrix(found: list[Run], arm: str, tasks: tuple[str, ...], points: np.ndarray, missing: Missing) -> np.ndarray:
     """Scores of an arm at these steps. -> [points, runs, tasks]
 
-    A run that is missing, has diverged or has not come so far scores the worst that any run of any arm scores on that
-    task, and at most 0; or, with "drop", its row is left out for all tasks.
+    A run that is missing, has diverged or was given up scores the worst that any run of any arm scores on that task,
+    and at most 0, from there on; or, with "drop", its row is left out for all tasks (`kept`).
     """
-    columns, dropped = [], set()
+    columns = []
     for task in tasks:
         worst = worst_of(found, task)
         mine = [run for run in found if (run.arm, run.task) == (arm, task)]
-        dropped |= {row for row, run in enumerate(mine) if run.status in ("missing", "diverged")}
         columns.append(np.stack([run.at(points, worst) for run in mine], axis=1))
-    scores = np.stack(columns, axis=2)
-    kept = [row for row in range(scores.shape[1]) if missing == "worst" or row not in dropped]
-    return scores[:, kept]
+    return np.stack(columns, axis=2)[:, kept(found, arm, tasks, missing)]
+
+
+def kept(found: list[Run], arm: str, tasks: tuple[str, ...], missing: Missing) -> list[int]:
+    """Which seeds of an arm count, by their place in the ablation's list."""
+    mine = [[run for run in found if (run.arm, run.task) == (arm, task)] for task in tasks]
+    lost = {row for column in mine for row, run in enumerate(column) if run.status in LOST}
+    return [row for row in range(len(mine[0])) if missing == "worst" or row not in lost]
 
 
 def worst_of(found: list[Run], task: str) -> float:
-    """What a run scores that is missing or has diverged."""
+    """What a run scores that is lost."""
     return min([0.0, *(score for run in found if run.task == task for score in run.normalised)])
 
 

@@ -8,7 +8,8 @@ nothing, so the difference D is as likely d as -d. For any lambda then
 is a martingale that starts at 1 (de la Pena 1999), and so is a mixture M over a fixed set of lambdas: with probability
 1 - alpha it never, at no number of pairs, exceeds 1 / alpha (Ville's inequality). The interval holds every shift delta
 for which the mixture of D - delta is below 1 / alpha. Nothing is assumed about the spread or the tails of D, only that
-it is symmetric around its center; with fewer than six pairs nothing can be excluded at 95 %.
+it is symmetric around its center; with fewer than six pairs nothing can be excluded at 95 %. That all pairs share one
+center is an assumption too. That 0 is excluded stands without either: it says that the arms are not alike, no more.
 
 The choice of this martingale for ablations is ours.
 """
@@ -32,11 +33,14 @@ def evidence(differences: np.ndarray) -> float:
 
 
 def always_valid(differences: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The confidence sequence at this number of pairs. [pairs] -> (low, high); infinite where nothing is excluded."""
+    """The confidence sequence at this number of pairs. [pairs] -> (low, high); infinite where nothing is excluded.
+
+    Their mean is never excluded: around it the sum of lambda D is 0, and no cosh is below 1.
+    """
     differences = np.asarray(differences, dtype=np.float64)
     if not len(differences) or not np.isfinite(differences).all():
         return -math.inf, math.inf
-    bound, center = -math.log(1 - level), float(np.median(differences))
+    bound, center = -math.log(1 - level), float(np.mean(differences))
 
     def beyond(shift: float) -> float:
         return evidence(differences - shift) - bound
@@ -46,8 +50,6 @@ def always_valid(differences: np.ndarray, level: float = 0.95) -> tuple[float, f
 
 def _edge(beyond, center: float, sign: float) -> float:
     """Where `beyond` turns positive, going from the center in one direction."""
-    if beyond(center) >= 0:
-        return center
     width = 1e-6
     while beyond(center + sign * width) < 0:
         width *= 2
