@@ -8,7 +8,8 @@ Actions are clipped to [-1, 1]. e is the encoder of the critics as it is now, al
 alone; the target has none that is used (verified in facebookresearch/drqv2). Order: critic, actor, target. Where we
 differ: the actor sees the encoder that the critics have just moved to, theirs what the old one made of the batch;
 frames move by whole pixels (theirs are interpolated at offsets that are whole but for rounding); replay draws steps
-alike (theirs draws episodes first); layer normalisation has eps 1e-6 (theirs 1e-5).
+alike (theirs draws episodes first, and no window that the end of its episode cuts short); layer normalisation has eps
+1e-6 (theirs 1e-5).
 """
 
 from __future__ import annotations

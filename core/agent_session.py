@@ -41,7 +41,7 @@ class AgentSession(Session):
         self._evaluation_envs: dict[str, list[list[Env]]] = {}  # opened once per task, played in turn
         self.envs = self._vector(self._open_envs(self.task.name), "train")
         if len(config.tasks) > 1:
-            streams.check_spaces([assemble.environments(config, task)().spec for task in config.tasks])
+            streams.check_spaces([self._looks_of(task) for task in dict.fromkeys(config.tasks)])
         spec = self.envs.spec
         self.agent = assemble.agent(config, spec)
         if not hasattr(self.agent, "act"):
@@ -52,6 +52,7 @@ class AgentSession(Session):
         if config.warmup <= settings.n_step:
             raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")
         assemble.check_role(self.agent, settings.act_with, "act_with")
+        assemble.check_support(config, self.agent)
         self.evaluated = assemble.evaluated_role(self.agent)
         replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config, spec))
         self._drawn: dict[tuple[int, int], Batch] = {}  # by agent step and update, for the updates to come
@@ -209,15 +210,23 @@ class AgentSession(Session):
 
     def _open_envs(self, task: str) -> list[Env]:
         """One environment per seed. Raises ValueError, one line, if it does not open on this machine."""
+        return [self._open(task) for _ in self.config.seeds]
+
+    def _open(self, task: str) -> Env:
         make = assemble.environments(self.config, task)
         try:
-            return [make() for _ in self.config.seeds]
+            return make()
         except (ValueError, OSError):
             raise
         except FAILURES as error:  # whatever a simulator raises is what is wrong with it
             raise ValueError(
                 f"env: {task} does not open ({told(error)}); python -m core.doctor looks closer"
             ) from error
+
+    def _looks_of(self, task: str) -> EnvSpec:
+        env = self._open(task)
+        env.close()
+        return env.spec
 
     def _opened(self, task: str) -> list[Env]:
         """The same in the middle of a run."""

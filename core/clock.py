@@ -50,7 +50,7 @@ class Clock:
         switches = min(self.switches, (self.steps - 1) // self.task_length) if self.task_length else 0
         if unit == "updates":  # every task warms up anew
             last = self.steps - switches * self.task_length
-            return self.primed + switches * self._updates_within(self.task_length) + self._updates_within(last)
+            return self.primed + switches * self.updates_within(self.task_length) + self.updates_within(last)
         totals = {"env_steps": self.steps, "agent_steps": math.ceil(self.steps / self.action_repeat)}
         return (totals | {"tasks": switches + 1})[unit]
 
@@ -58,7 +58,8 @@ class Clock:
         """The last count of `unit` that the run reaches; tasks are counted by the switches to them."""
         return self.total(unit) - (unit == "tasks")
 
-    def _updates_within(self, env_steps: int) -> int:
+    def updates_within(self, env_steps: int) -> int:
+        """Updates of a task of so many env steps, but for priming."""
         return self._owed(math.ceil(env_steps / self.action_repeat) - self.warmup)
 
     def updates_due(self) -> int:

@@ -59,8 +59,8 @@ class Config(Run):
 
 
 # What neither a trained number nor a score depends on: where the records go, how a folder is entered again, how often
-# the run is saved and its metrics are written, what is done about trouble. So is the index of a GPU; its
-# kind, and `compile`, change the last bits.
+# the run is saved and its metrics are written, what is done about trouble (while there is none). So is the index of a
+# GPU; its kind, and `compile`, change the last bits.
 WITHOUT_EFFECT = ("run_dir", "resume", "save_every", "log_every", "on_divergence", "on_failure", "env_timeout", "trace")
 
 
@@ -79,6 +79,15 @@ def from_plain(tree: Mapping[str, Any]) -> Config:
         raise ValueError(
             f"replay_ratio: {run.replay_ratio:g} given; with steps={run.steps} and warmup={run.warmup} nothing is "
             "learned: no update is due"
+        )
+    if clock.switches and run.stream.steps % clock.action_repeat:
+        raise ValueError(
+            f"stream.steps: {run.stream.steps} given; expected a multiple of env.action_repeat={clock.action_repeat}"
+        )
+    if clock.switches and not clock.updates_within(clock.task_length):
+        raise ValueError(
+            f"stream.steps: {run.stream.steps} given; every task warms up anew, and with warmup={run.warmup} no update "
+            "is due within it: raise it, or lower warmup"
         )
     chosen = [entry["name"] for entry in entries if "kind" in entry]
     config = Config(

@@ -45,8 +45,9 @@ def evaluate(
     """Play `episodes` episodes with every member of the engine. -> results ordered by seed and episode; none at all if
     `stop` is requested before all are played
 
-    Each lane is n environments, one per seed; lane l plays episodes l, l + lanes, ... of each seed. `stream` names the
-    random numbers of the policy.
+    Each lane is n environments, one per seed; lane l plays episodes l, l + lanes, ... of each seed. An episode that was
+    cut because its environment failed has no score: the lane plays one more. `stream` names the random numbers of the
+    policy.
     """
     wanted = [len(range(k, episodes, len(lanes))) for k in range(len(lanes))]
     for lane in lanes:
@@ -63,7 +64,7 @@ def evaluate(
             if (played[k] >= wanted[k]).all():
                 continue
             for done in lane.step(actions[:, k]).episodes:
-                if played[k, done.member] < wanted[k]:
+                if done.whole and played[k, done.member] < wanted[k]:
                     number = k + int(played[k, done.member]) * len(lanes)
                     results.append(Result(engine.seeds[done.member], number, done.score, done.length))
                     played[k, done.member] += 1

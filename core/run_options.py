@@ -13,14 +13,14 @@ from core.options import option
 class Uniform:
     """Replay that samples every transition alike."""
 
-    capacity: int = option(1_000_000, low=1, help="agent steps kept per seed")
+    capacity: int = option(1_000_000, low=1, help="slots per seed: one for each agent step, one more for each episode")
 
 
 @dataclass(frozen=True)
 class Prioritised:
     """Replay that samples by error (Schaul et al. 2016; Dopamine's constants)."""
 
-    capacity: int = option(1_000_000, low=1, help="agent steps kept per seed")
+    capacity: int = option(1_000_000, low=1, help="slots per seed: one for each agent step, one more for each episode")
     alpha: float = option(0.5, low=0, high=1, help="priority = error^alpha; 0 samples uniformly")
     beta: float = option(0.5, low=0, high=1, help="importance weight = priority^-beta; 1 corrects in full")
     beta_final: float | None = option(None, low=0, high=1, help="beta moves there over the run's updates; null: stays")

@@ -86,6 +86,7 @@ class Episode(NamedTuple):
     episode: int  # running number of the episode in that environment
     score: float  # sum of raw rewards
     length: int  # agent steps
+    whole: bool = True  # else its environment failed, and it was cut there
 
 
 class EnvStep(NamedTuple):

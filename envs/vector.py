@@ -70,7 +70,8 @@ class Vector:
         episodes = []
         for i, t in enumerate(played):
             if t.terminated or t.truncated:
-                episodes.append(Episode(i, self._episode[i], self._score[i], len(self._actions[i])))
+                whole = self._failed[i] != self._episode[i]
+                episodes.append(Episode(i, self._episode[i], self._score[i], len(self._actions[i]), whole))
                 self._begin(i, self._episode[i] + 1)
         reward = np.array([t.reward for t in played], np.float32)
         return EnvStep(

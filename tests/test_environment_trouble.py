@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import subprocess
@@ -124,6 +125,11 @@ def test_the_first_episode_may_fail_too(call, stream, tmp_path, failing):
     assert play(tmp_path, "on_failure=restart") == 0
     (row,) = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert (row["episode"], row["restarted"]) == (0, stream)
+    with (tmp_path / "eval.csv").open() as scores:  # of whole episodes alone: in place of one that was cut, another
+        assert [(row["seed"], row["episode"], row["length"]) for row in csv.DictReader(scores)] == [
+            ("0", "0", "25"),
+            ("1", "0", "25"),
+        ]
 
 
 def test_an_environment_that_fails_again_at_once_ends_the_run(tmp_path, failing):
