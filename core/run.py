@@ -90,7 +90,8 @@ def export(folder: Path, to: str = "data.npz") -> int:
 
     found = offline.export(folder, Path(to))
     count, episodes = len(found["ends"]), int(found["ends"].sum())
-    print(f"{to}: {count:,} transitions, {episodes:,} episodes, mean return {found['rewards'].sum() / episodes:.1f}")
+    score = found["rewards"].sum() / episodes
+    print(f"{to}: {count:,} transitions, {episodes:,} episodes (cut ones among them), mean return {score:.1f}")
     return 0
 
 
