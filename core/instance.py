@@ -55,22 +55,21 @@ def _objection(when: Any, name: str, clock: Clock) -> str:
         within = any(count <= clock.greatest("updates") for counts in times.values() for count in counts)
         return "" if within else f"yoke={when.yoke}: all it did there came after this run's {length}"
     if when.metric:
-        due = _reached(when.measure_every, when, clock)
+        due = _reached(when, clock)
         return "" if due else f"measure_every={when.measure_every}: no look falls within this run's {length}"
     late = [count for count in when.at if not when.start <= count <= _end(when, clock)]
     if late:
         return f"at={late}: beyond start, stop or this run's {length}"
-    if not when.at and when.every and not _reached(when.every, when, clock):
+    if not when.at and when.every and not _reached(when, clock):
         wish = " with a full interval after it (when.skip_last)" if when.skip_last else ""
         return f"every={when.every}: no event{wish} falls within this run's {length}"
     return ""
 
 
-def _reached(every: int, when: Any, clock: Clock) -> bool:
-    """Whether the run comes to a multiple of `every` at which the schedule may act."""
-    first = max(1, -(-when.start // every)) * every
-    apart = when.cooldown if when.metric else every
-    return first <= _end(when, clock) and first + when.skip_last * apart <= clock.total(when.unit)
+def _reached(when: Any, clock: Clock) -> bool:
+    """Whether the run comes to a count at which the schedule may act."""
+    apart = when.cooldown if when.metric else when.every
+    return when.first() <= _end(when, clock) and when.first() + when.skip_last * apart <= clock.total(when.unit)
 
 
 def _end(when: Any, clock: Clock) -> int:

@@ -6,7 +6,7 @@ step) and a batch of zeros. Nothing of the run is touched: all random numbers ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,15 +28,17 @@ if TYPE_CHECKING:
 SHAKE = 0.01
 
 
-def rehearse(engine: Engine, batch: Batch) -> None:
+def rehearse(engine: Engine, batch: Batch, action_repeat: int = 1) -> None:
     """batch: leaves [1, B, ...]. Raises ValueError, one line: a metric that a part does not have, a control of
-    something the event never touches, an event that fails."""
+    something the event never touches, an event that fails, one that looks at data before there are any."""
     for intervention in engine.learner.interventions:
         if intervention.overrides("event"):
             for part in engine.learner.parts.values():
                 if intervention in part.interventions:
                     with named(intervention):
-                        _rehearse(engine, intervention, part, batch)
+                        looked = _rehearse(engine, intervention, part, batch)
+                        if looked or intervention.when.metric:
+                            _check_first(intervention, getattr(engine.learner, "settings", None), action_repeat)
             if intervention.when.yoke:
                 _check_yoke(engine, intervention)
 
@@ -50,15 +52,33 @@ def blank(spec: EnvSpec, size: int) -> Batch:
     return {"obs": seen, "next_obs": seen, "action": action, "reward": ones, "discount": ones, "weight": ones}
 
 
-def _rehearse(engine: Engine, intervention: Intervention, part: Part, batch: Batch) -> None:
-    states = shaken(member(engine.states, 0))
+def _check_first(intervention: Intervention, settings: Any, action_repeat: int) -> None:
+    when, window = intervention.when, getattr(settings, "n_step", 0) + 1
+    if when.yoke or when.unit not in ("agent_steps", "env_steps"):
+        return  # updates come after the warm-up, and tasks with the data of those before
+    per_count = action_repeat if when.unit == "env_steps" else 1
+    if when.first() < window * per_count:
+        raise ValueError(
+            f"when: it looks at data first at {when.first()} {when.unit}, and before {window * per_count} there are "
+            f"none; begin there (when.start={window * per_count})"
+        )
+
+
+def _rehearse(engine: Engine, intervention: Intervention, part: Part, batch: Batch) -> bool:
+    """-> whether the event looks at data"""
+    states, looks = shaken(member(engine.states, 0)), []
     clock, old = Clock(steps=2**62, updates=1), states[part.name]
-    ctx = engine.context(intervention, part, 0, states, clock, lambda stream, count, size: batch)
+
+    def sample(stream: str, count: int, size: int) -> Batch:
+        looks.append(stream)
+        return batch
+
+    ctx = engine.context(intervention, part, 0, states, clock, sample)
     if intervention.when.metric:
         measure(intervention.when.metric, part, old, lambda tier: ctx.step())
     new = intervention.event(part, old, ctx)
     if new is old:
-        return  # nothing met its criterion here
+        return bool(looks)  # nothing met its criterion here
     kept = controlled(intervention.control, old, new, ctx)
     try:
         entry(intervention, part, engine.seeds[0], clock, old, kept)
@@ -71,6 +91,7 @@ def _rehearse(engine: Engine, intervention: Intervention, part: Part, batch: Bat
                 f"control={intervention.control}: on part {part.name} it does all that the event does, so there is "
                 "nothing to compare; leave it out"
             )
+    return bool(looks)
 
 
 def _check_yoke(engine: Engine, intervention: Intervention) -> None:

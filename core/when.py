@@ -80,6 +80,13 @@ class When:
         late = self.skip_last and now + apart > clock.total(self.unit)
         return clock.passed(every, self.unit) and not late
 
+    def first(self) -> int:
+        """The first count at which to act or to measure, where the clock knows it beforehand."""
+        if self.at and not self.metric:
+            return min(self.at)
+        every = self.measure_every if self.metric else max(1, self.every)
+        return max(1, -(-self.start // every)) * every
+
     # conditions
 
     def memory(self, like: Tensors) -> Tensors:

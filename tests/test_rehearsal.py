@@ -63,6 +63,18 @@ def test_what_can_never_work_is_refused_in_one_line(case):
     assert "\n" not in str(error.value) and str(error.value).startswith("interventions.")
 
 
+@pytest.mark.parametrize("repeat, unit, first", [(1, "agent_steps", 11), (4, "env_steps", 44)])
+def test_an_event_that_looks_at_data_comes_when_there_are_some(repeat, unit, first):
+    def agent(event):
+        return engine(dqn([event], VECTOR, n_step=10))
+
+    early = {"unit": unit, "every": 2}
+    with pytest.raises(ValueError, match=f"redo.when: it looks .* at 2 {unit}, .* {first} .*when.start={first}"):
+        rehearse(agent(ReDo(when=When(**early))), blank(VECTOR, 8), repeat)
+    rehearse(agent(ReDo(when=When(**early, start=first))), blank(VECTOR, 8), repeat)
+    rehearse(agent(Reset(where=("head",), when=When(**early))), blank(VECTOR, 8), repeat)  # it looks at none
+
+
 EVENTS = [name for name in rooms.interventions() if rooms.intervention(name)().overrides("event")]
 
 
