@@ -1,12 +1,14 @@
 """What an ablation shows: a table with intervals, learning curves in TensorBoard, figures and CSVs.
 
-    python report.py runs/ablation [published=drq_eps,der] [missing=worst|drop] [--watch]
+    python report.py runs/ablation [base=ARM] [published=drq_eps,der] [missing=worst|drop] [--watch]
 
-Writes runs/ablation/report/. With --watch the report follows the runs until all of them are over.
+Writes runs/ablation/report/. Arms are compared with the base of the file, or with another. With --watch the report
+follows the runs until all of them are over.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 import time
@@ -16,6 +18,7 @@ from typing import Any
 from core import files
 from core.ablation import Ablation, read
 from core.cells import over
+from core.options import nearest
 from core.report import pages
 from core.report.board import ReportBoard
 from core.report.card import check_cards
@@ -71,10 +74,16 @@ def main(argv: list[str]) -> int:
         watch = "--watch" in rest
         options = {name: value for name, _, value in (a.partition("=") for a in rest if a != "--watch")}
         missing: Any = options.pop("missing", "worst")
+        base = options.pop("base", "")
         others = [load(name) for name in options.pop("published", "").split(",") if name]
         if options or missing not in ("worst", "drop"):
-            raise ValueError(f"{' '.join(rest)}: expected published=NAME, missing=worst, missing=drop or --watch")
+            raise ValueError(
+                f"{' '.join(rest)}: expected base=ARM, published=NAME, missing=worst, missing=drop or --watch"
+            )
         ablation = read(Path(out) / "ablation.yaml", Path(out))
+        if base and base not in ablation.arms:
+            raise ValueError(f"base={base} given; {nearest(base, ablation.arms)}")
+        ablation = dataclasses.replace(ablation, base=base or ablation.base)
         folder = Path(out) / "report"
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # drawn anew, whole
         folder.mkdir(exist_ok=True)

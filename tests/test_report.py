@@ -273,6 +273,12 @@ def test_tensorboard_has_a_folder_per_arm_with_curves_bands_and_diagnostics(abla
     assert "measured/q/x/layer" not in tags  # layers are on the runs' own pages
 
 
+def test_arms_may_be_compared_with_another_base(ablation, capsys):
+    assert report.main([str(ablation.out), "base=ln"]) == 0
+    shown = capsys.readouterr().out
+    assert "gain over ln, paired" in shown and "-0.075 [" in shown  # 0.1 on one task, 0.05 on the other
+
+
 def test_a_report_made_again_shows_what_holds_now_also_to_who_is_looking_on(ablation):
     """A cell that has not begun scores the worst: until it has."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -315,7 +321,8 @@ def test_broken_cells_have_a_footnote(ablation, capsys):
     ("arguments", "line"),
     [
         (["nowhere"], "nowhere/ablation.yaml: cannot be read"),
-        (["OUT", "missing=best"], "missing=best: expected published=NAME"),
+        (["OUT", "missing=best"], "missing=best: expected base=ARM, published=NAME"),
+        (["OUT", "base=lnn"], "base=lnn given; did you mean ln?"),
         (["OUT", "published=drq_epss"], "published=drq_epss given; did you mean drq_eps?"),
         (["OUT", "published=der"], "published=der: has no dmc/walker-walk"),
     ],
