@@ -1,7 +1,8 @@
 """Class-incremental: every stage adds classes; what has come stays, and only its classes are tested.
 
 Source: Dohare et al. 2024 (CIFAR-100, five classes at a time; verified in their code). The order of the classes is the
-seed's. Score: accuracy on the test images.
+seed's. Score: accuracy on the test images. Where we differ: loss and predictions are over all classes of the data, also
+those that have not come yet; theirs leave these out.
 """
 
 from __future__ import annotations
