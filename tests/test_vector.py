@@ -63,7 +63,8 @@ def test_environments_in_lock_step_do_what_each_does_alone(name):
             assert step.reward[i] == np.float32(np.clip(t.reward, -1, 1) if v.spec.clip_rewards else t.reward)
             assert step.terminal[i] == (t.terminated or t.life_lost)
             assert step.ended[i] == ended
-            assert [tuple(e[1:]) for e in step.episodes if e.member == i] == ([finished] if finished else [])
+            assert all(e.whole for e in step.episodes)
+            assert [tuple(e[1:4]) for e in step.episodes if e.member == i] == ([finished] if finished else [])
 
 
 def test_the_stack_is_zero_before_the_first_frame_and_after_a_life_loss():
@@ -110,7 +111,7 @@ def test_scores_are_raw_where_the_learner_sees_clipped_rewards():
         step = v.step(np.array([int(v.observation[0, -1, 0, 0] == 255)]))
         assert step.reward[0] == 1.0
         done = step.episodes
-    assert done[0] == (0, 0, 24.0, 12)
+    assert done[0] == (0, 0, 24.0, 12, True)
 
 
 def test_every_seed_and_episode_and_stream_has_a_start_of_its_own():
