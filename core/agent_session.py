@@ -52,7 +52,6 @@ class AgentSession(Session):
         if config.warmup <= settings.n_step:
             raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")
         assemble.check_role(self.agent, settings.act_with, "act_with")
-        assemble.check_support(config, self.agent)
         self.evaluated = assemble.evaluated_role(self.agent)
         replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config, spec))
         self._drawn: dict[tuple[int, int], Batch] = {}  # by agent step and update, for the updates to come

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -52,18 +51,6 @@ def check_role(learner: Any, role: str, option: str) -> None:
     known = ("params", *learner.acting_part.copies)
     if role not in known:
         raise ValueError(f"agent.{option}: {role} given; {nearest(role, known)}")
-
-
-def check_support(config: Config, learner: Any) -> None:
-    """Raises ValueError if a histogram cannot hold the values of DeepMind Control, where rewards lie in [0, 1]."""
-    high, discount = getattr(config.value, "high", math.inf), learner.settings.discount
-    repeat = config.env_options.get("action_repeat", 1)
-    reach = repeat / (1 - discount) if discount < 1 else math.inf
-    if config.tasks[0].startswith("dmc/") and high < 0.999 * reach:
-        raise ValueError(
-            f"value.high: {high:g} given; with agent.discount={discount:g} and env.action_repeat={repeat} values reach "
-            f"{reach:.4g}; set value.high={1.2 * reach:.4g}"
-        )
 
 
 def evaluated_role(learner: Any) -> str:

@@ -99,7 +99,8 @@ class Campaign:
     def _note(self, cell: Cell, code: int, cause: str) -> None:
         if cause:
             self.died[cell.name] = cause
-        self.attempts.add(cell, code, cause)
+        tried = len(self.attempts.failures.get(cell.name, [])) + bool(cause)
+        self.attempts.add(cell, code, cause, given_up=bool(cause) and tried > self.retries)
 
     def _last_line(self, cell: Cell) -> str:
         try:

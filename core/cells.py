@@ -20,7 +20,6 @@ from core.run_folder import CONFIG, DONE, LOCK, differing, read_config
 from core.signals import SIGNALS
 from core.storage import Appending, Storage
 
-LAUNCHER = ".launcher"  # locked by whoever is at work on an ablation
 # exit codes of a run that was told to stop, once it can hear and before: no failure
 STOPPED = (*(128 + number for number in SIGNALS), -SIGTERM)
 Status = Literal["planned", "broken", "running", "finished", "diverged"]
@@ -62,15 +61,20 @@ def check(cell: Cell) -> None:
 
 def held(folder: Path) -> bool:
     """Whether a process is in this run folder, wherever it was started."""
-    return _locked(folder / LOCK)
+    if not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def given_up(ablation: Ablation) -> set[str]:
-    """Names of the cells that have died and that nobody runs, nor a launcher will."""
-    failures = Attempts(ablation.out).failures
-    if not failures or _locked(ablation.out / LAUNCHER):
-        return set()
-    dead = (cell for cell in ablation.cells if cell.name in failures)
+    """Names of the cells that died too often, and that nobody has started again."""
+    names = Attempts(ablation.out).given_up
+    dead = [cell for cell in ablation.cells if cell.name in names]
     return {cell.name for cell in dead if progress(cell).status in ("planned", "broken")}
 
 
@@ -78,17 +82,6 @@ def over(ablation: Ablation) -> bool:
     """Whether nothing will change any more, unless the ablation is started again."""
     lost = given_up(ablation)
     return all(cell.name in lost or progress(cell).status in ("finished", "diverged") for cell in ablation.cells)
-
-
-def _locked(path: Path) -> bool:
-    if not path.exists():
-        return False
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
 
 
 def holder(folder: Path) -> str:
@@ -99,7 +92,7 @@ def holder(folder: Path) -> str:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """Inside, no other launcher is at work on this ablation. Raises ValueError if one is."""
-    with (out / LAUNCHER).open("a+") as lock:
+    with (out / ".launcher").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -116,6 +109,7 @@ class Attempts:
     def __init__(self, out: Path) -> None:
         self.path = out / "attempts.jsonl"
         self.failures: dict[str, list[str]] = defaultdict(list)  # cell -> causes, since its last success
+        self.given_up: set[str] = set()  # cells that will not be tried again unless somebody starts a launcher
         with files.reading(self.path):
             for row in files.json_rows(self.path):
                 self._count(row)
@@ -126,19 +120,30 @@ class Attempts:
         self.failures.clear()
         files.drop_half_line(self.path)
         self._file = Appending(self.path, storage)
+        if self.given_up:
+            self._write({"again": sorted(self.given_up)})
         try:
             yield
         finally:
             self._file.append(b"")  # a line that has waited is tried once more
             self._file.close()
 
-    def add(self, cell: Cell, code: int, cause: str) -> None:
-        """Note an end, within `noting`. A line that the disk refuses waits for the next one."""
+    def add(self, cell: Cell, code: int, cause: str, given_up: bool = False) -> None:
+        """Note an end, within `noting`. A line that the disk refuses waits for the next one. given_up: it was the last
+        one."""
         row = {"cell": cell.name, "ended": round(time.time()), "code": code, "cause": cause}
+        self._write(row | {"given_up": True} if given_up else row)
+
+    def _write(self, row: dict[str, Any]) -> None:
         self._file.append(f"{json.dumps(row)}\n".encode())
         self._count(row)
 
     def _count(self, row: dict[str, Any]) -> None:
+        if "again" in row:
+            self.given_up.clear()
+            return
+        if row.get("given_up"):
+            self.given_up.add(row["cell"])
         if row["code"] == 0:
             self.failures.pop(row["cell"], None)
         elif row["code"] not in STOPPED:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -84,10 +85,11 @@ def from_plain(tree: Mapping[str, Any]) -> Config:
         raise ValueError(
             f"stream.steps: {run.stream.steps} given; expected a multiple of env.action_repeat={clock.action_repeat}"
         )
-    if clock.switches and not clock.updates_within(clock.task_length):
+    shortest = min(clock.task_length, clock.steps - clock.switches * clock.task_length)
+    if clock.switches and not clock.updates_within(shortest):
         raise ValueError(
             f"stream.steps: {run.stream.steps} given; every task warms up anew, and with warmup={run.warmup} no update "
-            "is due within it: raise it, or lower warmup"
+            f"is due within one of {shortest} env steps: give tasks more steps, or lower warmup"
         )
     chosen = [entry["name"] for entry in entries if "kind" in entry]
     config = Config(
@@ -102,7 +104,20 @@ def from_plain(tree: Mapping[str, Any]) -> Config:
         replay=_choice("replay", groups["replay"], REPLAYS),
         interventions=tuple(intervention(dict(entry), clock, chosen) for entry in entries),
     )
+    _check_support(config)
     return config if config.run_dir else dataclasses.replace(config, run_dir=default_run_dir(config))
+
+
+def _check_support(config: Config) -> None:
+    """Raises ValueError if a histogram cannot hold the values of DeepMind Control, where rewards lie in [0, 1]."""
+    high, discount = getattr(config.value, "high", math.inf), getattr(config.agent, "discount", 0.0)
+    repeat = config.env_options.get("action_repeat", 1)
+    if config.tasks[0].startswith("dmc/") and discount < 1 and high < 0.999 * repeat / (1 - discount):
+        reach = repeat / (1 - discount)
+        raise ValueError(
+            f"value.high: {high:g} given; with agent.discount={discount:g} and env.action_repeat={repeat} values reach "
+            f"{reach:.4g}; set value.high={1.2 * reach:.4g}"
+        )
 
 
 def clock_of(run: Run, action_repeat: int, stage: int = 0) -> Clock:

@@ -57,10 +57,10 @@ def _check_first(intervention: Intervention, settings: Any, action_repeat: int) 
     if when.yoke or when.unit not in ("agent_steps", "env_steps"):
         return  # updates come after the warm-up, and tasks with the data of those before
     per_count = action_repeat if when.unit == "env_steps" else 1
-    if when.first() < window * per_count:
+    if -(-when.first() // per_count) < window:
         raise ValueError(
-            f"when: it looks at data first at {when.first()} {when.unit}, and before {window * per_count} there are "
-            f"none; begin there (when.start={window * per_count})"
+            f"when: it looks at data first at {when.first()} {when.unit}, and before {window * per_count} there may be "
+            "none; let it begin there"
         )
 
 

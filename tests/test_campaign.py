@@ -175,6 +175,7 @@ def test_a_cell_that_a_full_disk_does_not_let_start_has_died_and_the_others_go_o
     assert shown[0].startswith("base on toy/chain: died (cannot be started: [Errno 28] No space left on device: ")
     assert shown[1:] == ["SIGTERM: stopped; the same command goes on"]
     assert ends() == [5, 5, 5, -signal.SIGTERM] and list(Attempts(Path("out")).failures) == ["base on toy/chain"]
+    assert Attempts(Path("out")).given_up == {"base on toy/chain"}
 
 
 def test_a_job_that_was_told_before_it_could_hear_has_not_died(launch):

@@ -247,8 +247,10 @@ MISTAKES = {
     "steps=5_000 replay_ratio=0.0001": "replay_ratio: 0.0001 given; with steps=5000",
     "stream.tasks=[atari/pong,atari/breakout] stream.steps=100_000": "stream.steps: 100000 given; with steps=16000 the "
     "last of 2 tasks would never begin",
+    "agent=simba env=dmc/walker-walk value=hl_gauss": "value.high: 120 given; with agent.discount=0.99 and "
+    "env.action_repeat=2 values reach 200; set value.high=240",
     "agent=sac env=dmc/walker-walk steps=30_000 stream.tasks=[dmc/walker-walk,dmc/walker-run] stream.steps=2_000": ""
-    "stream.steps: 2000 given; every task warms up anew, and with warmup=3000 no update is due within it",
+    "stream.steps: 2000 given; every task warms up anew, and with warmup=3000 no update is due within one of 2000",
     "agent=simba env=dmc/walker-walk stream.tasks=[dmc/walker-walk,dmc/walker-run] stream.steps=20_001": ""
     "stream.steps: 20001 given; expected a multiple of env.action_repeat=2",
     "interventions=[l2] interventions.l2.when.every=5": "interventions.l2.when: l2 has no event",

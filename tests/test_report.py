@@ -11,7 +11,7 @@ import pytest
 
 import report
 from core.ablation import Ablation, read
-from core.cells import Attempts, alone, over
+from core.cells import Attempts, over
 from core.report.board import ReportBoard, measured
 from core.report.card import check_cards
 from core.report.comparison import NotYet, _pairs, compare, curve
@@ -161,9 +161,11 @@ def test_a_cell_that_was_given_up_holds_nobody_back(ablation, capsys, monkeypatc
     assert reached(runs(ablation), ablation.tasks).tolist() == [1_000] and not over(ablation)
     attempts = Attempts(ablation.out)
     with attempts.noting(Storage()):
-        attempts.add(cell, 1, "exit code 1: out of memory")
-    with alone(ablation.out):  # a launcher will try again
+        attempts.add(cell, 1, "exit code 1: out of memory")  # once is not enough
+        attempts.add(cell, 143, "")
         assert reached(runs(ablation), ablation.tasks).tolist() == [1_000] and not over(ablation)
+        attempts.add(cell, 1, "exit code 1: out of memory", given_up=True)
+    assert len(_pairs(runs(ablation), "ln", "base")) == 2  # none with what may be started again
     found = runs(ablation)
     assert reached(found, ablation.tasks).tolist() == [1_000, 2_000, 3_000] and over(ablation)
     scores = matrix(found, "ln", ablation.tasks, np.array([1_000, 3_000]), "worst")
@@ -172,6 +174,9 @@ def test_a_cell_that_was_given_up_holds_nobody_back(ablation, capsys, monkeypatc
     monkeypatch.setattr(report.time, "sleep", lambda seconds: pytest.fail("there is nothing to wait for"))
     assert report.main([str(ablation.out), "--watch"]) == 0
     assert "ln: 2 given up" in capsys.readouterr().out
+    with attempts.noting(Storage()):  # it is tried again
+        assert reached(runs(ablation), ablation.tasks).tolist() == [1_000] and not over(ablation)
+    assert not Attempts(ablation.out).given_up
 
 
 def test_in_a_stream_every_episode_is_normalised_by_its_own_game(tmp_path):
@@ -199,9 +204,12 @@ def test_every_point_of_a_diagnostic_is_a_mean_over_all_cells(ablation):
     """One measures twice as often as the other, and both began and stopped where they did."""
     cells = [cell for cell in ablation.cells if cell.arm == "ln"]
     for cell, steps, value in zip(cells, ([2, 4, 6, 8], [4, 8, 12]), (1.0, 3.0), strict=True):
+        (cell.folder / "done.json").unlink()
         rows = [{"step": step, "updates": step, "critic/loss": [value]} for step in steps]
         (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert measured(cells)["critic/loss"] == [(4, 2.0), (6, 2.0), (8, 2.0)]
+    (cells[0].folder / "done.json").write_text("{}")  # what has ended holds nobody back: its last number stays
+    assert measured(cells)["critic/loss"] == [(4, 2.0), (6, 2.0), (8, 2.0), (12, 2.0)]
 
 
 def test_what_not_all_runs_have_reached_is_not_compared_yet(ablation):

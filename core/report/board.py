@@ -16,6 +16,7 @@ import numpy as np
 
 from core import files
 from core.ablation import Ablation, Cell
+from core.cells import progress
 from core.report.comparison import Curve, Row
 
 POINTS = 500  # of a diagnostic's curve at most
@@ -114,10 +115,12 @@ def measured(cells: Iterable[Cell]) -> dict[str, Points]:
     """Means over the seeds and the cells of what their runs logged, by tag; per-layer numbers are left to the runs' own
     pages.
 
-    Cells measure at steps of their own. A point is drawn where one of them did, as far as all of them have come, with
-    the latest number of each: every point is a mean over all cells. Of many points every k-th is taken.
+    Cells measure at steps of their own. A point is drawn where one of them did, from where all have begun, as far as
+    all that are under way have come, with the latest number of each: every point is a mean over the same cells. Of
+    many points every k-th is taken.
     """
     curves: dict[str, list[np.ndarray]] = defaultdict(list)  # tag -> [points, (step, value)] of each cell
+    under_way: dict[str, list[int]] = defaultdict(list)  # tag -> last steps of cells that have not ended
     for cell in cells:
         path = cell.folder / "metrics.jsonl"
         by_tag: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -129,14 +132,17 @@ def measured(cells: Iterable[Cell]) -> dict[str, Points]:
                         finite = [v for v in numbers if np.isfinite(v)]
                         if finite:
                             by_tag[tag].append((int(row["step"]), float(np.mean(finite))))
+        ended = progress(cell).status in ("finished", "diverged")
         for tag, points in by_tag.items():
             curves[tag].append(np.array(points))
-    return {tag: _mean_of(each) for tag, each in curves.items()}
+            if not ended:
+                under_way[tag].append(points[-1][0])
+    return {tag: _mean_of(each, min(under_way[tag], default=math.inf)) for tag, each in curves.items()}
 
 
-def _mean_of(curves: list[np.ndarray]) -> Points:
+def _mean_of(curves: list[np.ndarray], come: float) -> Points:
     steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
-    begun, come = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
+    begun = max(curve[0, 0] for curve in curves)
     steps = steps[(begun <= steps) & (steps <= come)]
     latest = [curve[np.searchsorted(curve[:, 0], steps, side="right") - 1, 1] for curve in curves]
     points = list(zip(steps.astype(int).tolist(), np.mean(latest, axis=0).tolist(), strict=True))

@@ -71,12 +71,12 @@ def compare(ablation: Ablation, runs: list[Run], missing: Missing = "worst", rep
     points = reached(runs, ablation.tasks)[-1:]
     if not len(points):
         raise NotYet(f"{ablation.out}: no run has been evaluated yet")
-    base = matrix(runs, ablation.base, ablation.tasks, points, missing)[0]
-    rows = []
-    for arm in ablation.arms:
-        scores = matrix(runs, arm, ablation.tasks, points, missing)[0]
+    every = {arm: matrix(runs, arm, ablation.tasks, points, missing)[0] for arm in ablation.arms}
+    for arm, scores in every.items():
         if not len(scores):
             raise NotYet(f"missing=drop leaves no seed of arm {arm}; use missing=worst, or wait for its runs")
+    base, rows = every[ablation.base], []
+    for arm, scores in every.items():
         statuses = Counter(run.status for run in runs if run.arm == arm)
         found = {
             name: Interval(float(statistic(scores)), *bootstrap_interval(scores, statistic, _draws(name), reps))

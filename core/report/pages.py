@@ -93,8 +93,8 @@ def _caveats(ablation: Ablation, rows: list[Row], card: Mapping[str, Any]) -> li
     notes, fewest, others = [], min(row.runs for row in rows), len(rows) - 1
     if fewest < FEW:
         notes.append(
-            f"Bootstrap intervals of {fewest} runs are too narrow (of a mean of three, 27 in 100 miss the truth; of "
-            "five 18, of ten 9): go by the gain, or run more seeds."
+            f"Bootstrap intervals of {fewest} runs are too narrow (on one task, of a mean of three runs 25 in 100 miss "
+            "the truth, of five 16, of ten 10): go by the gain, or run more seeds."
         )
     if others > 1:
         notes.append(

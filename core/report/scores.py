@@ -34,7 +34,7 @@ class Run:
     returns: np.ndarray  # [evaluations] mean return of the episodes, unnormalised
     normalised: np.ndarray  # [evaluations] the same, each episode by the task it was of
     status: str  # finished | diverged | given up | unfinished | missing
-    over: bool  # its cell has ended: nothing above will change
+    over: bool  # its cell has come to its end: nothing above will change
     lost_at: float = np.inf  # env step from which on it has no score
 
     def at(self, points: np.ndarray, worst: float) -> np.ndarray:
@@ -93,7 +93,7 @@ def _of_cell(cell: Cell, lost: bool) -> list[Run]:
         ended = "finished" if done else "given up" if lost else "unfinished" if curve else "missing"
         lost_at = diverged.get(seed, float(steps[-1]) + 1 if lost and curve else np.inf)
         status = "diverged" if seed in diverged else ended if curve or lost else "missing"
-        made.append(Run(cell.arm, cell.task, seed, steps, returns, normalised, status, done or lost, lost_at))
+        made.append(Run(cell.arm, cell.task, seed, steps, returns, normalised, status, done, lost_at))
     return made
 
 
