@@ -53,7 +53,8 @@ Sample = Callable[[str, int, int], Batch]  # (stream, count, samples; 0: as many
 class Learner(Protocol):
     """What the engine asks of an agent or a testbed; everything for one seed. One whose parts carry each other's
     weights also has `tied(states, newborn) -> States`: called at birth and after events, it makes them agree. An update
-    changes nothing where the batch's `alive` is false, and makes it so where it fails: `descend` and `follow` do."""
+    changes nothing where the batch's `alive` is false (`descend` and `follow` see to that), and `descend` makes it so
+    where loss or gradient is not finite."""
 
     parts: dict[str, Part]
     interventions: tuple[Intervention, ...]

@@ -90,9 +90,9 @@ def _of_cell(cell: Cell, lost: bool) -> list[Run]:
         returns, normalised = np.array(list(curve.values())).reshape(len(steps), 2).T
         for step in steps[np.isnan(returns)]:  # its world has shown what is not finite
             diverged.setdefault(seed, float(step))
-        ended = "finished" if done else "given up" if lost else "unfinished" if curve else "missing"
+        standing = "finished" if done else "given up" if lost else "unfinished"
         lost_at = diverged.get(seed, float(steps[-1]) + 1 if lost and curve else np.inf)
-        status = "diverged" if seed in diverged else ended if curve or lost else "missing"
+        status = "diverged" if seed in diverged else standing if curve or lost else "missing"
         made.append(Run(cell.arm, cell.task, seed, steps, returns, normalised, status, done, lost_at))
     return made
 
