@@ -6,7 +6,8 @@ step) and a batch of zeros. Nothing of the run is touched: all random numbers ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,21 +25,26 @@ if TYPE_CHECKING:
     from core.intervention import Intervention
     from core.part import Part
     from core.spec import EnvSpec
+    from core.when import When
 
 SHAKE = 0.01
 
 
-def rehearse(engine: Engine, batch: Batch, action_repeat: int = 1) -> None:
-    """batch: leaves [1, B, ...]. Raises ValueError, one line: a metric that a part does not have, a control of
-    something the event never touches, an event that fails, one that looks at data before there are any."""
+def rehearse(engine: Engine, batch: Batch, clock: Clock | None = None, cleared: bool = False) -> None:
+    """batch: leaves [1, B, ...]. clock: of the run, at its start. cleared: every task begins with an empty replay.
+
+    Raises ValueError, one line: a metric that a part does not have, a control of something the event never touches, an
+    event that fails, one that looks at data where the run has none.
+    """
     for intervention in engine.learner.interventions:
         if intervention.overrides("event"):
             for part in engine.learner.parts.values():
                 if intervention in part.interventions:
                     with named(intervention):
                         looked = _rehearse(engine, intervention, part, batch)
-                        if looked or intervention.when.metric:
-                            _check_first(intervention, getattr(engine.learner, "settings", None), action_repeat)
+                        if clock and (looked or intervention.when.metric):
+                            window = getattr(getattr(engine.learner, "settings", None), "n_step", 0) + 1
+                            _check_data(intervention.when, clock, window, cleared)
             if intervention.when.yoke:
                 _check_yoke(engine, intervention)
 
@@ -52,16 +58,23 @@ def blank(spec: EnvSpec, size: int) -> Batch:
     return {"obs": seen, "next_obs": seen, "action": action, "reward": ones, "discount": ones, "weight": ones}
 
 
-def _check_first(intervention: Intervention, settings: Any, action_repeat: int) -> None:
-    when, window = intervention.when, getattr(settings, "n_step", 0) + 1
+def _check_data(when: When, clock: Clock, window: int, cleared: bool) -> None:
+    """Events that look at data are not due in the steps before a first sample is whole. window: agent steps it takes.
+
+    Those counted in updates come after the warm-up, and those in tasks with the data of the task before.
+    """
     if when.yoke or when.unit not in ("agent_steps", "env_steps"):
-        return  # updates come after the warm-up, and tasks with the data of those before
-    per_count = action_repeat if when.unit == "env_steps" else 1
-    if -(-when.first() // per_count) < window:
-        raise ValueError(
-            f"when: it looks at data first at {when.first()} {when.unit}, and before {window * per_count} there may be "
-            "none; let it begin there"
-        )
+        return
+    for task in range(clock.total("tasks") if cleared else 1):
+        begin = task * clock.task_length
+        early = replace(clock, env_steps=begin, agent_steps=begin // clock.action_repeat, last={})
+        end = early.now(when.unit) + window * (clock.action_repeat if when.unit == "env_steps" else 1)
+        way_out = f"of task {task}; let it come then, or take stream.replay=keep" if task else "yet; let it begin then"
+        for _ in range(1, window):
+            early.step()
+            if when.due(early):
+                now = f"{early.now(when.unit)} {when.unit}"
+                raise ValueError(f"when: it looks at data at {now}, and before {end} there may be none {way_out}")
 
 
 def _rehearse(engine: Engine, intervention: Intervention, part: Part, batch: Batch) -> bool:

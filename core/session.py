@@ -54,7 +54,8 @@ class Session:
         self.stop = Stop()
         self.returns: list[float] = []  # score of each seed in the latest evaluation
         self.engine.chunks = self.chunks
-        rehearse(self.engine, {k: v.to(config.device) for k, v in blank.items()}, clock.action_repeat)
+        blank = {name: value.to(config.device) for name, value in blank.items()}
+        rehearse(self.engine, blank, clock, cleared=config.stream.replay == "clear")
         self.folder = RunFolder(
             config.run_dir,
             resolved(config),

@@ -7,6 +7,7 @@ import torch
 from learners import CONTROL, FRAMES, VECTOR, batch_for, classifier, dqn, engine, equal, run, sac
 
 from core import rooms
+from core.clock import Clock
 from core.rehearsal import blank, rehearse, shaken
 from core.state import clone, member
 from core.when import When
@@ -63,16 +64,29 @@ def test_what_can_never_work_is_refused_in_one_line(case):
     assert "\n" not in str(error.value) and str(error.value).startswith("interventions.")
 
 
-@pytest.mark.parametrize("repeat, unit, first", [(1, "agent_steps", 11), (4, "env_steps", 44)])
-def test_an_event_that_looks_at_data_comes_when_there_are_some(repeat, unit, first):
+@pytest.mark.parametrize("repeat, unit, at, first", [(1, "agent_steps", 2, 11), (4, "env_steps", 4, 44)])
+def test_an_event_that_looks_at_data_comes_when_there_are_some(repeat, unit, at, first):
     def agent(event):
         return engine(dqn([event], VECTOR, n_step=10))
 
-    early = {"unit": unit, "every": 2}
-    with pytest.raises(ValueError, match=f"redo.when: it looks .* at 2 {unit}, .* {first} there may be none"):
-        rehearse(agent(ReDo(when=When(**early))), blank(VECTOR, 8), repeat)
-    rehearse(agent(ReDo(when=When(**early, start=first))), blank(VECTOR, 8), repeat)
-    rehearse(agent(Reset(where=("head",), when=When(**early))), blank(VECTOR, 8), repeat)  # it looks at none
+    early, clock = {"unit": unit, "every": 2}, Clock(steps=1_000, action_repeat=repeat)
+    with pytest.raises(ValueError, match=f"redo.when: it looks .* at {at} {unit}, .* {first} there may be none"):
+        rehearse(agent(ReDo(when=When(**early))), blank(VECTOR, 8), clock)
+    rehearse(agent(ReDo(when=When(**early, start=first))), blank(VECTOR, 8), clock)
+    rehearse(agent(Reset(where=("head",), when=When(**early))), blank(VECTOR, 8), clock)  # it looks at none
+
+
+@pytest.mark.parametrize("at, none", [(399, False), (404, True), (440, True), (444, False), (840, False)])
+def test_nor_does_it_come_just_after_a_switch_that_clears_the_replay(at, none):
+    """Steps 404 to 440 are the first ten of task 1; step 840 is within the last task, that of the run's end."""
+    clock = Clock(steps=900, action_repeat=4, task_length=400, switches=1)
+    e = engine(dqn([ReDo(when=When(unit="env_steps", at=(at,)))], VECTOR, n_step=10))
+    rehearse(e, blank(VECTOR, 8), clock)
+    if none:
+        with pytest.raises(ValueError, match=f"redo.when: .* at {at} env_steps, and before 444 .* task 1; .*keep"):
+            rehearse(e, blank(VECTOR, 8), clock, cleared=True)
+    else:
+        rehearse(e, blank(VECTOR, 8), clock, cleared=True)
 
 
 EVENTS = [name for name in rooms.interventions() if rooms.intervention(name)().overrides("event")]
