@@ -80,14 +80,18 @@ class Loop:
 
 
 def sac_loop(blocks: int, seconds: float) -> Table:
-    """SAC 256 x 256, batch 256, replay ratio 1, on an environment that costs nothing, beside Stable-Baselines3."""
+    """SAC 256 x 256, batch 256, replay ratio 1, on an environment that costs nothing, beside installed peers."""
     still = ["agent=sac", f"env={peers.register()}", "agent.batch_size=256", "net.width=256", "warmup=300"]
     loops = {
         "ours, float32": (Loop(still, 50), 1),
         "ours, bfloat16": (Loop([*still, "precision=bfloat16"], 50), 1),
         "ours, bfloat16, 4 seeds": (Loop([*still, "precision=bfloat16", "seeds=[0,1,2,3]"], 50), 4),
     }
-    return _compared(loops, peers.stable_baselines(50), 50, blocks, seconds)
+    there, steps = peers.installed(), 50
+    others = {name: (peers.sac_loop(module, steps), steps) for name, module in there.items()}
+    for name, module in there.items():
+        others[f"{name}, 2 processes"] = (peers.Processes(module, steps, 2), 2 * steps)
+    return _compared(loops, others, blocks, seconds)
 
 
 def real_loops(blocks: int, seconds: float) -> Table:
@@ -103,28 +107,26 @@ def real_loops(blocks: int, seconds: float) -> Table:
             Loop(["agent=sac", "env=dmc/walker-run", f"replay_ratio={ratio}", "warmup=300"], max(4, 100 // ratio)),
             1,
         )
-    return _compared(loops, None, 0, blocks, seconds)
+    return _compared(loops, {}, blocks, seconds)
 
 
 def _compared(
     loops: dict[str, tuple[Loop, int]],
-    peer: tuple[Callable[[], object], Callable[[], object]] | None,
-    peer_steps: int,
+    others: dict[str, tuple[Callable[[], object], int]],
     blocks: int,
     seconds: float,
 ) -> Table:
+    """loops: with their seeds. others: peers' calls, with the steps that each makes."""
     for loop, _ in loops.values():
         loop.warm_up()
-    timed: dict[str, Callable[[], object]] = {name: loop.block for name, (loop, _) in loops.items()}
-    if peer:
-        timed["Stable-Baselines3"] = peer[1]
+    timed = {name: loop.block for name, (loop, _) in loops.items()} | {name: call for name, (call, _) in others.items()}
     found: dict[str, Timing] = interleaved(timed, blocks, seconds)
-    rows = [["loop", "agent steps/s, all seeds", "speed / peer", *STAGES, "loop"]]
-    rates = {name: loop.turns * seeds / found[name].median for name, (loop, seeds) in loops.items()}
-    base = peer_steps / found["Stable-Baselines3"].median if peer else 0.0
-    for name, (loop, _) in loops.items():
-        shares = [f"{share:.1%}" for share in loop.shares().values()]
-        rows.append([name, f"{rates[name]:.0f}", f"{rates[name] / base:.2f}" if base else "", *shares])
-    if peer:
-        rows.append(["Stable-Baselines3", f"{base:.0f}", "1.00", *[""] * (len(STAGES) + 1)])
+    steps = {name: loop.turns * seeds for name, (loop, seeds) in loops.items()}
+    steps |= {name: made for name, (_, made) in others.items()}
+    rates = {name: steps[name] / timing.median for name, timing in found.items()}
+    rows = [["loop", "agent steps/s, all seeds", *(f"speed / {name}" for name in others), *STAGES, "loop"]]
+    for name, rate in rates.items():
+        ratios = [f"{rate / rates[other]:.2f}" for other in others]
+        stages = [f"{share:.1%}" for share in loops[name][0].shares().values()] if name in loops else []
+        rows.append([name, f"{rate:.0f}", *ratios, *(stages or [""] * (len(STAGES) + 1))])
     return rows

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 STILL = "EvergreenStill-v0"
+PEERS = {"Stable-Baselines3": "stable_baselines3", "SBX": "sbx"}  # SBX: the same in JAX, the interface too
 
 
 class Still(gym.Env):
@@ -39,21 +45,54 @@ def register() -> str:
     return f"gym/{STILL}"
 
 
-def stable_baselines(steps: int) -> tuple[Callable[[], object], Callable[[], object]] | None:
-    """Stable-Baselines3's SAC: (one update with its draw, so many steps of its whole loop at replay ratio 1)."""
-    if not find_spec("stable_baselines3"):
-        return None
-    from stable_baselines3 import SAC
-    from stable_baselines3.common.logger import Logger
+def installed() -> dict[str, str]:
+    """Libraries whose SAC has this interface: names, and modules."""
+    return {name: module for name, module in PEERS.items() if find_spec(module)}
 
-    def model() -> Any:
-        made = SAC("MlpPolicy", Still(), buffer_size=20_000, batch_size=256, learning_starts=300, device="cpu")
-        made.set_logger(Logger(None, []))
-        made.learn(400)
-        return made
 
-    alone, looping = model(), model()
-    return (
-        lambda: alone.train(gradient_steps=1, batch_size=256),
-        lambda: looping.learn(steps, reset_num_timesteps=False),
-    )
+def sac_update(module: str) -> Callable[[], object]:
+    """One update of a peer's SAC with its draw."""
+    model = _sac(module)
+    return lambda: model.train(gradient_steps=1, batch_size=256)
+
+
+def sac_loop(module: str, steps: int) -> Callable[[], object]:
+    """So many steps of a peer's whole loop at replay ratio 1."""
+    model = _sac(module)
+    return lambda: model.learn(steps, reset_num_timesteps=False)
+
+
+class Processes:
+    """The same loop in several processes at once, with one thread each; a call takes all of them so many steps on."""
+
+    def __init__(self, module: str, steps: int, count: int) -> None:
+        spawn = get_context("spawn")
+        pipes = [spawn.Pipe() for _ in range(count)]
+        for _, theirs in pipes:
+            spawn.Process(target=_serve, args=(theirs, module, steps), daemon=True).start()
+        self._mine = [mine for mine, _ in pipes]
+
+    def __call__(self) -> None:
+        for pipe in self._mine:
+            pipe.send(True)
+        for pipe in self._mine:
+            pipe.recv()
+
+
+def _serve(pipe: Connection, module: str, steps: int) -> None:
+    torch.set_num_threads(1)
+    run = sac_loop(module, steps)
+    with suppress(EOFError):  # whoever asked is gone
+        while pipe.recv():
+            run()
+            pipe.send(True)
+
+
+def _sac(module: str) -> Any:
+    """Past its random steps."""
+    logger = import_module("stable_baselines3.common.logger").Logger(None, [])
+    sac = import_module(module).SAC
+    made = sac("MlpPolicy", Still(), buffer_size=20_000, batch_size=256, learning_starts=300, device="cpu")
+    made.set_logger(logger)
+    made.learn(400)
+    return made

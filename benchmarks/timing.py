@@ -8,6 +8,7 @@ them makes a step of two threads many times slower.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import statistics
 import time
@@ -91,9 +92,11 @@ def _foreign_seconds() -> float:
     if not stat.exists():
         return 0.0
     user, nice, system, _, _, interrupt, soft, stolen = map(int, stat.read_text().split("\n")[0].split()[1:9])
-    mine = os.times()
-    busy = (user + nice + system + interrupt + soft + stolen) / os.sysconf("SC_CLK_TCK")
-    return busy - sum(mine[:4])
+    ticks = user + nice + system + interrupt + soft + stolen
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks -= int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
 def _timing(values: list[float]) -> Timing:

@@ -20,8 +20,8 @@ def sac(blocks: int, seconds: float) -> Table:
     updates: dict[str, tuple[Callable[[], object], int]] = {
         "plain PyTorch": (plain.sac_update(member(cases.batch_for(cases.sac(), 1), 0)), 1)
     }
-    if peer := peers.stable_baselines(1):
-        updates["Stable-Baselines3, draw included"] = (peer[0], 1)
+    for name, module in peers.installed().items():
+        updates[f"{name}, draw included"] = (peers.sac_update(module), 1)
     updates["eager"] = (cases.update_of(cases.sac(), compile=False), 1)
     for seeds in (1, 4, 8):
         for precision in ("float32", "bfloat16"):
