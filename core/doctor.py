@@ -60,9 +60,10 @@ def drawing(config: Config) -> str:
         return "not needed"
     asked = os.environ.get("MUJOCO_GL", "")
     draw = "from dm_control import suite; suite.load('cartpole', 'swingup').physics.render(48, 48)"
+    untouched = {name: value for name, value in os.environ.items() if name != "PYOPENGL_PLATFORM"}  # set by envs.dmc
     works = []
     for backend in BACKENDS:
-        environment = os.environ | {"MUJOCO_GL": backend}
+        environment = untouched | {"MUJOCO_GL": backend}
         done = subprocess.run([sys.executable, "-c", draw], env=environment, capture_output=True, timeout=120)
         works += [backend] if done.returncode == 0 else []
     if asked not in ("", "disabled", *works):

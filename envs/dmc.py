@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
@@ -35,6 +37,8 @@ class Settings:
 
 CAMERAS = {"quadruped": 2}  # others: 0
 DEFAULTS = Settings()
+
+PACKAGES = "on Debian: apt-get install libegl1 libgl1, or libosmesa6 and MUJOCO_GL=osmesa"
 
 
 class DMC:
@@ -127,8 +131,7 @@ class DMC:
             return self._env.physics.render(height, width, camera_id=self._camera)
         except Exception as error:  # whatever OpenGL's loaders raise
             raise ValueError(
-                f"{key}: dmc/{self._task} cannot be drawn; MUJOCO_GL={kind} fails ({error}); on Debian: "
-                "apt-get install libegl1 libgl1, or libosmesa6 and MUJOCO_GL=osmesa"
+                f"{key}: dmc/{self._task} cannot be drawn; MUJOCO_GL={kind} fails ({error}); {PACKAGES}"
             ) from error
 
 
@@ -138,17 +141,28 @@ def load_suite(draws: bool = False) -> ModuleType:
         os.environ["MUJOCO_GL"] = _renderer() if draws else "disabled"
     if draws and os.environ["MUJOCO_GL"] in ("egl", "osmesa"):
         os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
-    import mujoco
-
+    with _loading_renderer():
+        import mujoco
     if int(mujoco.__version__.partition(".")[0]) >= 4:
         raise ValueError(
             f"env: dm_control cannot load its tasks with mujoco {mujoco.__version__}; "
             "make a new environment with pip install 'dm-control==1.0.50' 'mujoco>=3.17,<4'"
         )
     logging.getLogger("absl").setLevel(logging.ERROR)  # a task of the suite warns of its own deprecated model
-    from dm_control import suite
-
+    with _loading_renderer():
+        from dm_control import suite
     return suite
+
+
+@contextmanager
+def _loading_renderer() -> Iterator[None]:
+    """Of whatever OpenGL's loaders raise, one line: ValueError."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(f"env: MUJOCO_GL={os.environ['MUJOCO_GL']} fails ({error}); {PACKAGES}") from error
 
 
 def _renderer() -> str:
@@ -156,6 +170,4 @@ def _renderer() -> str:
     for kind, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
         if ctypes.util.find_library(library):
             return kind
-    raise ValueError(
-        "env.pixels: neither EGL nor OSMesa is installed; on Debian: apt-get install libegl1 libgl1, or libosmesa6"
-    )
+    raise ValueError(f"env.pixels: neither EGL nor OSMesa is installed; {PACKAGES}")

@@ -115,6 +115,12 @@ def test_without_opengl_one_line_says_which_package_is_missing():
     assert "ValueError: env.pixels: neither EGL nor OSMesa is installed; on Debian: apt-get" in done.stderr
 
 
+def test_a_chosen_renderer_whose_library_is_missing_is_named():
+    broken = "import ctypes.util, sys; ctypes.util.find_library = lambda name: None; from envs.dmc import DMC; "
+    done = python(broken + "DMC('walker-walk')", MUJOCO_GL="osmesa")  # even to show states it is loaded
+    assert "ValueError: env: MUJOCO_GL=osmesa fails (" in done.stderr and "or libosmesa6 and" in done.stderr
+
+
 def test_a_renderer_that_was_switched_off_is_told():
     done = python("from envs.make import make; make('dmc/walker-walk', pixels=84)", MUJOCO_GL="disabled")
     assert "env.pixels: dmc/walker-walk is drawn with OpenGL; start with MUJOCO_GL=egl or osmesa" in done.stderr
