@@ -49,7 +49,7 @@ class DrQV2Settings:
     batch_size: int = option(256, low=1, high=65_536, help="samples per update")
     discount: float = option(0.99, low=0, high=1, help="gamma")
     n_step: int = option(3, low=1, help="rewards summed before bootstrapping")
-    critics: int = option(2, low=1, help="independent critics; their minimum is used")
+    critics: int = option(2, low=1, high=1_000, help="independent critics; their minimum is used")
     tau: float = option(0.01, low=0, high=1, help="share of the critic the target takes in per update")
     noise_initial: float = option(1.0, low=0, help="deviation of the exploration noise at first")
     noise_final: float = option(0.1, low=0, help="and after noise_steps")

@@ -48,7 +48,7 @@ class IQLSettings:
     batch_size: int = option(256, low=1, high=65_536, help="samples per update")
     discount: float = option(0.99, low=0, high=1, help="gamma")
     n_step: int = option(1, low=1, help="rewards summed before bootstrapping")
-    critics: int = option(2, low=1, help="independent critics; their minimum is used")
+    critics: int = option(2, low=1, high=1_000, help="independent critics; their minimum is used")
     tau: float = option(0.005, low=0, high=1, help="share of the critic the target takes in per update")
     expectile: float = option(0.7, above=0, high=1, help="of the critics' values that V aims at; 0.9 for sparse mazes")
     beta: float = option(3.0, low=0, help="how much better actions weigh; 0 clones the data, 10 for sparse mazes")

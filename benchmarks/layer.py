@@ -54,7 +54,7 @@ def written_out(agent: SAC) -> Callable[[], object]:
 
     def whole() -> None:
         new, _ = step(agent.critic, states, batch)
-        new = follow(agent.critic, new, agent.settings.tau)
+        new = follow(agent.critic, new, agent.settings.tau, batch)
         new, info = step(agent.actor, new, batch)
         new, _ = step(agent.alpha, new, batch | {"entropy": info["actor/entropy"]})
         for name, state in states.items():

@@ -150,10 +150,11 @@ class AgentSession(Session):
             self.progress.say(f"seed {seed}: its environment failed and was opened anew ({failure['error']})")
         vector.failures.clear()
         if vector is not self.envs:  # training has not seen it; the score is not a number
-            for member in vector.faults:
-                where = {"step": self.clock.env_steps, "updates": self.clock.updates, "seed": self.config.seeds[member]}
-                self.folder.events([where | {"not_finite": vector.stream}])
-                self.progress.say(f"seed {where['seed']}: an evaluation has shown numbers that are not finite")
+            for seed in (self.config.seeds[member] for member in vector.faults):
+                if seed not in self.averages.diverged:
+                    where = {"step": self.clock.env_steps, "updates": self.clock.updates, "seed": seed}
+                    self.folder.events([where | {"not_finite": vector.stream}])
+                    self.progress.say(f"seed {seed}: an evaluation has shown numbers that are not finite")
             return
         for member, shown in vector.faults.items():
             batch = {name: torch.as_tensor(value) for name, value in shown.items()}

@@ -48,8 +48,8 @@ class Layer:
 class NetSpec:
     """The blueprint of a network; interventions may edit it before birth."""
 
-    width: int = option(256, low=1, help="units of a hidden layer")
-    depth: int = option(2, low=0, help="hidden layers")
+    width: int = option(256, low=1, high=1_000_000, help="units of a hidden layer")
+    depth: int = option(2, low=0, high=1_000, help="hidden layers")
     init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
     norm: Norm = option("none", help="between a layer and its activation")
     norm_axes: Literal["image", "channel"] = option("image", help="of a convolution: (C, H, W), or C at each pixel")

@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on, in a form that a power cut cannot spoil.
 
     checkpoints/000000010000/state.pt        nested dicts of tensors and plain data (torch.load(weights_only=True))
-    checkpoints/000000010000/manifest.json   what the checkpoint consists of: size and sha256 of every file
+    checkpoints/000000010000/manifest.json   size and sha256 of every file that belongs to it, and of itself
     replay/...                               chunks of replay, shared by all checkpoints, never changed once written
 
 A checkpoint is written aside, synced and renamed, so it exists whole or not at all. The two newest are kept. A second
@@ -12,6 +12,7 @@ which go on growing, it knows the first bytes.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -31,7 +32,7 @@ from core import files
 from core.options import one_line, told
 from core.replay_store import prune
 
-FORMAT = 2
+FORMAT = 3
 KEPT = 2
 CHECKPOINTS, REPLAY, STATE, MANIFEST = "checkpoints", "replay", "state.pt", "manifest.json"
 ENTRIES = ("states", "engine", "clock", "pending", "replay", "records", "config")  # in the state of every kind of run
@@ -159,7 +160,7 @@ def problems(checkpoint: Path, records: bool = True, over: bool = False) -> Iter
         expected = [(*_entry(entry), True) for entry in manifest["files"]]
         known = [(*_entry(entry), over) for entry in manifest["records"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        yield f"{name}: cannot be read ({type(error).__name__}: {error})"
+        yield f"{name}: cannot be read ({error.strerror if isinstance(error, OSError) else told(error)})"
         return
     for path, size, sha, whole in expected + (known if records else []):
         try:
@@ -212,14 +213,17 @@ def _aside(home: Path) -> Iterator[Path]:
 
 
 def _text(manifest: dict[str, Any]) -> bytes:
-    return json.dumps(manifest, indent=1).encode()
+    """What is said, with its digest."""
+    said = {name: value for name, value in manifest.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return json.dumps(said | {"sha256": digest}, indent=1).encode()
 
 
 def _manifest(checkpoint: Path) -> dict[str, Any]:
     """What a manifest says. Raises ValueError unless it is written as `save` writes it, to the last white space."""
     content = (checkpoint / MANIFEST).read_bytes()
     manifest = json.loads(content)
-    if _text(manifest) != content:
+    if manifest["format"] == FORMAT and _text(manifest) != content:
         raise ValueError("its content has changed")
     return manifest
 

@@ -75,6 +75,8 @@ def _replay_fault(path: str) -> NoReturn:
     with setting_up():
         if len(sys.argv) > 2:
             raise ValueError("replay_fault: stands alone; its file holds the whole configuration")
+        if not path:
+            raise ValueError("replay_fault: nothing given; expected a file of RUN_DIR/faults")
         sys.exit(faults.replay(Path(path)))
 
 

@@ -26,6 +26,7 @@ from core import assemble
 from core.clock import Clock
 from core.config import BadConfig, Config, check_device, clock_of, load
 from core.engine import Engine
+from core.memory import GIB, check_networks, free_memory, size
 from core.options import one_line
 from core.randomness import host_generator
 from core.replay import Replay
@@ -33,7 +34,6 @@ from core.replay import Replay
 PACKAGES = {"dmc": ("dm-control", "mujoco"), "atari": ("ale-py",), "gym": ("gymnasium",), "toy": ()}
 BACKENDS = ("egl", "osmesa", "glfw")
 SECONDS = 3.0  # for which each stage is timed
-GIB = 2**30
 
 
 class Fault(Exception):
@@ -95,10 +95,10 @@ def memory(config: Config) -> str:
     """The replay when full, beside the networks and torch itself."""
     device(config)  # its memory is what counts
     needed = sum(_sizes(config)) + GIB
-    free = free_memory() if config.device == "cpu" else torch.cuda.mem_get_info(config.device)[0]
+    free = free_memory(config.device)
     if needed > free:
-        raise Fault(f"{_size(needed)} needed, {_size(free)} free; lower replay.capacity, or use fewer seeds")
-    return f"{_size(needed)} needed when the replay is full, {_size(free)} free"
+        raise Fault(f"{size(needed)} needed, {size(free)} free; lower replay.capacity, or use fewer seeds")
+    return f"{size(needed)} needed when the replay is full, {size(free)} free"
 
 
 def folder(config: Config) -> str:
@@ -112,8 +112,8 @@ def folder(config: Config) -> str:
     needed = replay + 2 * states
     free = shutil.disk_usage(home).free
     if needed > free:
-        raise Fault(f"{home}: up to {_size(needed)} needed, {_size(free)} free; choose another run_dir")
-    return f"{config.run_dir}: up to {_size(needed)} needed, {_size(free)} free"
+        raise Fault(f"{home}: up to {size(needed)} needed, {size(free)} free; choose another run_dir")
+    return f"{config.run_dir}: up to {size(needed)} needed, {size(free)} free"
 
 
 CHECKS: dict[str, tuple[int, Callable[[Config], str]]] = {
@@ -124,15 +124,6 @@ CHECKS: dict[str, tuple[int, Callable[[Config], str]]] = {
     "folder": (14, folder),
     "drawing": (15, drawing),
 }
-
-
-def free_memory() -> int:
-    """Bytes that a new process may take."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-        return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def projection(config: Config) -> str:
@@ -214,6 +205,10 @@ def main(argv: list[str]) -> int:
 def _engine(config: Config, compile: bool) -> Engine:
     spec = assemble.environments(config, config.tasks[0])().spec
     agent = assemble.agent(config, spec)
+    try:
+        check_networks(agent, config.seeds, config.device)
+    except ValueError as error:
+        raise Fault(str(error)) from error
     return Engine(agent, config.seeds, agent.settings.batch_size, config.device, compile, config.precision)
 
 
@@ -244,10 +239,6 @@ def _seconds(run: Callable[[], object], config: Config) -> float:
 def _wait(config: Config) -> None:
     if config.device != "cpu":
         torch.cuda.synchronize(config.device)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:.0f} MiB" if count < GIB else f"{count / GIB:.1f} GiB"
 
 
 def _readable(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """Which tensor of an update is the first that is not finite, found by going through the update slowly.
 
-In the order in which numbers come about: what the batch holds, what the networks carry, then of each part in turn what
-its loss computes, its gradient, and what the optimizer makes of it. The operation that made the number is named with
-its line of code.
+In the order in which numbers come about: what the world has shown, what the networks carry, what they have done, then
+of each part in turn what its loss computes, its gradient, and what the optimizer makes of it. The operation that made
+the number is named with its line of code.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from core.engine import Learner
 from core.part import Outcome, Part
 from core.state import Batch, States, Tensors, clone, leaves
 
+ACTION = "action"
 CALLED = {"obs": "observation", "next_obs": "next observation"}  # what a batch's entries are called
 KINDS = {  # what a state's fields are called
     "optim": "moment {} of",
@@ -59,9 +60,11 @@ def first_bad(learner: Learner, states: States, batch: Batch, noise: Tensors) ->
     trace = _Trace()
     with torch.no_grad():
         for name, tensor in batch.items():
-            if bad := _judged(f"batch: {CALLED.get(name, name)}", tensor):
+            if name != ACTION and (bad := _judged(f"batch: {CALLED.get(name, name)}", tensor)):
                 return bad
         if bad := _carried(states):
+            return bad
+        if ACTION in batch and (bad := _judged(f"batch: {ACTION}", batch[ACTION])):
             return bad
         try:
             with _watched(learner.parts, trace):

@@ -102,7 +102,8 @@ def one_line(error: BaseException) -> str:
 
 def told(error: BaseException) -> str:
     """Kind and words of an exception, on one line: for what somebody else's code has raised."""
-    return f"{type(error).__name__}: {one_line(error)}"
+    kind, words = type(error).__name__, one_line(error)
+    return f"{kind}: {words}" if words else kind
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,8 @@
 
 python -m core.run digest RUN_DIR    one line "component sha256" each: are two runs the same run?
 python -m core.run verify RUN_DIR    one line per file that is not as it was written; exit code 1 if there is one
-                                     (checkpoints, replay and records by digest; the folder's yaml and json are read)
+                                     (checkpoints, replay and records by digest; config.yaml and done.json against
+                                     them; timing.jsonl and tensorboard/ are of the wall clock, and not compared)
 python -m core.run evaluate RUN_DIR [episodes=10] [video=FILE.mp4]    play the trained policy
 python -m core.run export RUN_DIR [to=FILE.npz]    write what its replay holds, for offline.data=FILE.npz of another run
 python -m core.run difference RUN_DIR [other=RUN_DIR]    the first number in which runs with trace=true differ; without
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from core import checkpoint, files, run_folder
+from core import checkpoint, files, run_folder, verification
 from core.config import WITHOUT_EFFECT
 from core.digest import digest as digest_of
 from core.options import nearest
@@ -50,17 +51,12 @@ def digest(folder: Path) -> int:
 
 
 def verify(folder: Path) -> int:
-    """Compare every file with the manifests of the checkpoints, and read those that no manifest lists."""
-    found = checkpoint.checkpoints(folder)
-    over = (folder / run_folder.DONE).exists()
-    problems = [line for path in found for line in checkpoint.problems(path, over=over and path == found[-1])]
-    problems += run_folder.problems(folder)
-    if not found:
-        problems.append(f"{folder}: no checkpoint")
-    for line in dict.fromkeys(problems):  # two checkpoints share most chunks
+    """Say which files are not as they were written."""
+    problems = verification.problems(folder)
+    for line in problems:
         print(line)
     if not problems:
-        print(f"{folder}: {len(found)} checkpoints, every file as it was written")
+        print(f"{folder}: {len(checkpoint.checkpoints(folder))} checkpoints, every file as it was written")
     return 1 if problems else 0
 
 
@@ -88,6 +84,8 @@ def export(folder: Path, to: str = "data.npz") -> int:
     """Write the transitions of all seeds' replays, as of the newest checkpoint."""
     from core import offline  # torch and the simulators, only here
 
+    if not to:
+        raise ValueError("to: nothing given; expected a file, as in to=data.npz")
     found = offline.export(folder, Path(to))
     count, episodes = len(found["ends"]), int(found["ends"].sum())
     score = found["rewards"].sum() / episodes

@@ -5,7 +5,7 @@ provenance.json         one entry per start: code, versions, machine, command; d
 metrics.jsonl, eval.csv, ledger.jsonl, timing.jsonl     see core/records.py
 tensorboard/            see core/tensorboard.py
 checkpoints/, replay/   see core/checkpoint.py
-done.json               the summary of a finished run
+done.json               the summary of a finished run, and its digest
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +35,7 @@ from core.tensorboard import Board
 
 CONFIG, PROVENANCE, DONE, LOCK = "config.yaml", "provenance.json", "done.json", ".lock"
 POINTS = 1_000  # of a curve in TensorBoard, which shows no more of it
-SHOWN = 5  # differences told when a folder is refused
+SHOWN = 20  # differences told when a folder is refused
 
 
 class RunFolder:
@@ -79,7 +78,7 @@ class RunFolder:
         with self._open:
             self._hold()
             self._forced = self._check(config, ignore, resume)
-            self.finished = None if self._forced else files.read_json(self.path / DONE)
+            self.finished = None if self._forced else read_summary(self.path)
             if self.finished is None:
                 self._start = provenance()
                 self.changed = self._changes(self._start, resume)
@@ -93,6 +92,8 @@ class RunFolder:
 
         With resume="force" records that have changed stay as they are, and the provenance says so.
         """
+        for line in self._forced:
+            self.storage.say(f"resume=force: {line}")
         last = checkpoint.newest(self.path, records=self._mode != "force")
         state = checkpoint.load(last) if last else None
         damaged = list(checkpoint.problems(last)) if last and self._mode == "force" else []
@@ -152,7 +153,7 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """The run is over; entering the folder again finds this summary. -> it. Raises OSError."""
         self.records.position()
-        files.write(self.path / DONE, to_json(summary))
+        files.write(self.path / DONE, _signed(summary))
         self.finished = dict(summary)
         return self.finished
 
@@ -239,23 +240,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     return tree
 
 
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished run. Raises ValueError if it is not as it was written."""
+    done = files.read_json(folder / DONE)
+    if done is None:
+        return None
+    summary = {name: value for name, value in done.items() if name != "sha256"}
+    if to_json(done) != _signed(summary):
+        raise ValueError(f"{folder / DONE}: its content has changed; remove it, and the same command goes on without")
+    return summary
+
+
+def _signed(summary: Mapping[str, Any]) -> str:
+    return to_json({**summary, "sha256": hashlib.sha256(to_json(summary).encode()).hexdigest()})
+
+
 def config_of(folder: Path) -> Config:
     """The configuration of a run. Raises ValueError, naming the file, if it is none of this version."""
     tree = read_config(folder)
     with files.reading(folder / CONFIG):
         return from_plain(tree)
-
-
-def problems(folder: Path) -> list[str]:
-    """One line for each of the folder's own files that cannot be read."""
-    found = []
-    starts = partial(files.read_json, kind=list)
-    for read, name in ((read_config, None), (starts, PROVENANCE), (files.read_json, DONE)):
-        try:
-            read(folder / name if name else folder)
-        except ValueError as error:
-            found.append(str(error))
-    return found
 
 
 def differing(old: dict[str, Any], new: dict[str, Any], ignore: Collection[str] = ()) -> list[str]:

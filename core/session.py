@@ -19,6 +19,7 @@ from core.diagnostics import IMAGE, TIERS
 from core.digest import digest
 from core.engine import Engine
 from core.faults import FOLDER, Fault, Watch, cause, keep
+from core.memory import check_networks
 from core.progress import Progress
 from core.rehearsal import rehearse
 from core.run_folder import RunFolder
@@ -44,6 +45,7 @@ class Session:
         """
         self.config, self.clock, self.replay = config, clock, replay
         self.compile = config.compile and assemble.compiler_found()
+        check_networks(learner, config.seeds, config.device)
         self.engine = Engine(
             learner, config.seeds, learner.settings.batch_size, config.device, self.compile, config.precision
         )

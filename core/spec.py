@@ -92,6 +92,7 @@ class Episode(NamedTuple):
 class EnvStep(NamedTuple):
     """What n environments in lock-step answer to n actions. All arrays lead with [n]."""
 
+    action: np.ndarray  # [n, *action_shape] as it was played: zeros where it was not finite
     next_obs: np.ndarray  # [n, *obs_shape] true next observations (the last ones where an episode ended)
     reward: np.ndarray  # [n] float32, as the learner sees it (clipped where the spec says so)
     terminal: np.ndarray  # [n] bool: terminated or life lost; no bootstrapping across it

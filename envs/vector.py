@@ -27,7 +27,8 @@ class Vector:
     and, after a life loss, before the newest stand zeros (as Dopamine and BBF do) or that frame itself (as on DMC).
     Every step makes a new array.
 
-    Of observations and rewards that are not finite `faults` keeps the first, by member; zeros stand in their place.
+    Of actions, observations and rewards that are not finite `faults` keeps the first, by member; zeros stand in their
+    place, so that a learner that has come to an end does not take its neighbours' simulators with it.
 
     An environment that raises an error ends the run (EnvironmentFailed), or, where `remake` can open another one, its
     episode: as cut, where it stood. `failures` tells of these, each once; the new one stands in the list `envs`.
@@ -75,6 +76,7 @@ class Vector:
                 self._begin(i, self._episode[i] + 1)
         reward = np.array([t.reward for t in played], np.float32)
         return EnvStep(
+            action=_zeroed(actions),
             next_obs=np.stack([t.obs for t in played]),
             reward=reward.clip(-1, 1) if self.spec.clip_rewards else reward,
             terminal=np.array([t.terminated or t.life_lost for t in played]),
@@ -177,9 +179,10 @@ class Vector:
 
     def _play(self, i: int, action: np.ndarray) -> Transition:
         self._watchdog.waiting_for = partial(self._where, i)
+        playable = self._finite(i, {"action": action})["action"]  # what is written down is the action as it was
         with self._watchdog:
-            transition = self.envs[i].step(action)
-        shown = {"action": action, "reward": transition.reward, "next_obs": transition.obs}
+            transition = self.envs[i].step(playable)
+        shown = {"action": playable, "reward": transition.reward, "next_obs": transition.obs}
         finite = self._finite(i, shown)
         if finite is not shown:
             transition = transition._replace(reward=float(finite["reward"]), obs=finite["next_obs"])
@@ -203,7 +206,12 @@ class Vector:
         with np.errstate(over="ignore"):
             kept = {name: np.float32(value) if name == "reward" else value for name, value in shown.items()}
         self.faults.setdefault(i, {name: np.array(value)[None] for name, value in kept.items()})
-        return {name: np.nan_to_num(value, posinf=0.0, neginf=0.0) for name, value in kept.items()}
+        return {name: _zeroed(value) for name, value in kept.items()}
 
     def _digest(self, i: int) -> str:
         return hashlib.blake2b(self.observation[i].tobytes()).hexdigest()
+
+
+def _zeroed(values: Any) -> np.ndarray:
+    """Zeros where they are not finite."""
+    return np.nan_to_num(values, posinf=0.0, neginf=0.0)

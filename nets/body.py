@@ -29,8 +29,8 @@ class Vectors(NetSpec):
 class Frames(NetSpec):
     """An encoder of stacked frames, then hidden layers."""
 
-    width: int = option(512, low=1, help="units of a hidden layer")
-    depth: int = option(1, low=0, help="hidden layers after the convolutions")
+    width: int = option(512, low=1, high=1_000_000, help="units of a hidden layer")
+    depth: int = option(1, low=0, high=1_000, help="hidden layers after the convolutions")
     init: Init = option("xavier", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
 
     def encoder(self, seen_shape: tuple[int, ...]) -> Encoder:
@@ -52,14 +52,14 @@ class Nature(Frames):
 class DrQ(Frames):
     """DrQ's 3 x 3 convolutions, a bottleneck, then hidden layers. Defaults as the reset papers (jaxrl) have them."""
 
-    width: int = option(256, low=1, help="units of a hidden layer")
-    depth: int = option(2, low=0, help="hidden layers behind the bottleneck")
+    width: int = option(256, low=1, high=1_000_000, help="units of a hidden layer")
+    depth: int = option(2, low=0, high=1_000, help="hidden layers behind the bottleneck")
     init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
     channels: tuple[int, ...] = option((32, 64, 128, 256), low=1, help="of the convolutions")
     strides: tuple[int, ...] = option((2, 2, 2, 2), low=1, help="of the convolutions")
     padding: Literal["same", "valid"] = option("same", help="of the convolutions")
     centred: bool = option(False, help="pixels between -1/2 and 1/2 instead of 0 and 1")
-    bottleneck: int = option(50, low=1, help="numbers that remain of the frames")
+    bottleneck: int = option(50, low=1, high=1_000_000, help="numbers that remain of the frames")
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.strides):
@@ -76,9 +76,9 @@ class DrQ(Frames):
 class Impala(Frames):
     """IMPALA's residual convolutions, then hidden layers. Defaults as BBF has them."""
 
-    width: int = option(2048, low=1, help="units of a hidden layer")
-    scale: int = option(4, low=1, help="factor on the channels 16, 32, 32 of the stages")
-    blocks: int = option(2, low=0, help="residual blocks per stage")
+    width: int = option(2048, low=1, high=1_000_000, help="units of a hidden layer")
+    scale: int = option(4, low=1, high=1_000, help="factor on the channels 16, 32, 32 of the stages")
+    blocks: int = option(2, low=0, high=1_000, help="residual blocks per stage")
 
     def encoder(self, seen_shape: tuple[int, ...]) -> ImpalaEncoder:
         return ImpalaEncoder(seen_shape, self.scale, self.blocks, self)
@@ -88,8 +88,8 @@ class Impala(Frames):
 class CNN(Frames):
     """Two convolutions of 5 x 5 with pools, then hidden layers: the small network of Kumar et al. 2023."""
 
-    width: int = option(100, low=1, help="units of a hidden layer")
-    depth: int = option(2, low=0, help="hidden layers after the convolutions")
+    width: int = option(100, low=1, high=1_000_000, help="units of a hidden layer")
+    depth: int = option(2, low=0, high=1_000, help="hidden layers after the convolutions")
     init: Init = option("torch", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
 
     def encoder(self, seen_shape: tuple[int, ...]) -> ConvStack:
@@ -100,8 +100,8 @@ class CNN(Frames):
 class VGG16(Frames):
     """VGG-16 (Simonyan & Zisserman 2015), for images of any size. Glorot's weights would lose the signal on the way."""
 
-    width: int = option(4096, low=1, help="units of a hidden layer")
-    depth: int = option(2, low=0, help="hidden layers after the convolutions")
+    width: int = option(4096, low=1, high=1_000_000, help="units of a hidden layer")
+    depth: int = option(2, low=0, high=1_000, help="hidden layers after the convolutions")
     init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
 
     def encoder(self, seen_shape: tuple[int, ...]) -> ConvStack:
@@ -112,7 +112,7 @@ class VGG16(Frames):
 class ResNet18(Frames):
     """ResNet-18 with the stem for small images; batch normalisation as published, or net.norm=layer | group | none."""
 
-    depth: int = option(0, low=0, help="hidden layers after the mean over pixels")
+    depth: int = option(0, low=0, high=1_000, help="hidden layers after the mean over pixels")
     init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
     norm: Norm = option("batch", help="between a layer and its activation")
 
@@ -124,13 +124,13 @@ class ResNet18(Frames):
 class ViT(Frames):
     """A vision transformer of the Tiny size; patch=4 for images of 32 x 32."""
 
-    depth: int = option(0, low=0, help="hidden layers after the mean over patches")
+    depth: int = option(0, low=0, high=1_000, help="hidden layers after the mean over patches")
     init: Init = option("xavier", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
     activation: Activation = option("gelu", help="of hidden layers")
-    patch: int = option(4, low=1, help="side of a patch, pixels")
-    dim: int = option(192, low=1, help="of the residual stream")
-    blocks: int = option(12, low=0, help="attention and two dense layers each")
-    heads: int = option(3, low=1, help="of the attention")
+    patch: int = option(4, low=1, high=1_000, help="side of a patch, pixels")
+    dim: int = option(192, low=1, high=1_000_000, help="of the residual stream")
+    blocks: int = option(12, low=0, high=1_000, help="attention and two dense layers each")
+    heads: int = option(3, low=1, high=1_000, help="of the attention")
 
     def encoder(self, seen_shape: tuple[int, ...]) -> ViTEncoder:
         return ViTEncoder(seen_shape, self.patch, self.dim, self.blocks, self.heads, self)

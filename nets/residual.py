@@ -28,10 +28,10 @@ from nets.layers import NORM_EPS, Output, initialise, rectified, refuse_norms, u
 class Residual(NetSpec):
     """What the two have in common."""
 
-    width: int = option(512, low=1, help="of the critics' residual stream")
-    depth: int = option(2, low=0, help="residual blocks of the critics")
-    actor_width: int = option(128, low=1, help="of the actor's residual stream")
-    actor_depth: int = option(1, low=0, help="residual blocks of the actor")
+    width: int = option(512, low=1, high=1_000_000, help="of the critics' residual stream")
+    depth: int = option(2, low=0, high=1_000, help="residual blocks of the critics")
+    actor_width: int = option(128, low=1, high=1_000_000, help="of the actor's residual stream")
+    actor_depth: int = option(1, low=0, high=1_000, help="residual blocks of the actor")
 
     def acting(self) -> Residual:
         return replace(self, width=self.actor_width, depth=self.actor_depth)
@@ -55,7 +55,7 @@ class Simba(Residual):
 class Bro(Residual):
     """BroNet's residual blocks on vector observations."""
 
-    actor_width: int = option(256, low=1, help="of the actor's residual stream")
+    actor_width: int = option(256, low=1, high=1_000_000, help="of the actor's residual stream")
 
     def trunk(self, n_in: int) -> ResidualTrunk:
         return ResidualTrunk(n_in, self, [BroBlock(self.width, self) for _ in range(self.depth)], norm_last=False)

@@ -65,7 +65,7 @@ class Quantiles:
     |tau_i - 1(u < 0)| huber(u),  u = target_j - out_i,  tau_i = (i + 1/2) / bins (verified in BRO's code; kappa = 1).
     """
 
-    bins: int = option(100, low=2, help="quantiles")
+    bins: int = option(100, low=2, high=100_000, help="quantiles")
 
     logits = False
 
@@ -98,7 +98,7 @@ class Support:
 
     low: float = option(-10.0, low=-1e30, high=1e30, help="least value; what lies below is clipped")
     high: float = option(10.0, low=-1e30, high=1e30, help="greatest value; what lies above is clipped")
-    bins: int = option(51, low=2, help="bins of the histogram")
+    bins: int = option(51, low=2, high=100_000, help="bins of the histogram")
 
     logits = True
 

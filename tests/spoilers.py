@@ -55,7 +55,8 @@ def sign(path: Path) -> None:
 
 def write_manifest(path: Path, manifest: Any) -> None:
     """As `checkpoint.save` writes it: one in other words is refused before anything in it is looked at."""
-    (path / "manifest.json").write_bytes(checkpoint._text(manifest))
+    text = checkpoint._text(manifest) if isinstance(manifest, dict) else json.dumps(manifest).encode()
+    (path / "manifest.json").write_bytes(text)
 
 
 def refused(call: Callable, *arguments: Any, naming: str = "") -> bool:

@@ -105,7 +105,7 @@ def test_what_could_not_be_loaded_again_is_refused_by_name_before_anything_is_pu
 
 def test_the_manifest_lists_every_file_with_its_size_and_sha256(run):
     manifest = json.loads((run.save() / "manifest.json").read_text())
-    assert (manifest["format"], manifest["step"]) == (2, 14)
+    assert (manifest["format"], manifest["step"]) == (3, 14)
     listed = {entry["path"]: entry for entry in manifest["files"] + manifest["records"]}
     chunks = {f"replay/{path.name}" for path in (run.folder / "replay").iterdir()}
     assert set(listed) == {"checkpoints/000000000014-1/state.pt", RECORD} | chunks and len(chunks) == 3
@@ -166,15 +166,13 @@ def test_a_flipped_byte_is_told_in_one_line_with_the_file_and_the_previous_check
 
 def test_no_flipped_byte_of_a_manifest_leads_astray(run):
     manifest = run.folder / "checkpoints/000000000014/manifest.json"
-    passed_over = 0
     for at in range(0, manifest.stat().st_size, 3):
         flip(manifest, at)
         lines: list[str] = []
-        step = check(run.folder, checkpoint.newest(run.folder, lines.append))
-        assert step == 14 or [line.count("\n") for line in lines] == [0]
-        passed_over += step == 7
+        assert check(run.folder, checkpoint.newest(run.folder, lines.append)) == 7
+        (line,) = lines
+        assert "is damaged and not used: checkpoints/000000000014/manifest.json: " in line and line.isprintable()
         flip(manifest, at)
-    assert passed_over > 0.7 * manifest.stat().st_size / 3  # the rest is white space
 
 
 @pytest.mark.parametrize("place", ["state.pt", "manifest.json"])
@@ -202,9 +200,9 @@ def test_if_no_checkpoint_is_whole_the_run_does_not_silently_start_anew(run):
 
 def test_a_format_of_the_future_is_named(run):
     manifest = run.folder / "checkpoints/000000000014/manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 3'))
+    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 4'))
     assert list(checkpoint.problems(manifest.parent)) == [
-        "checkpoints/000000000014/manifest.json: in format 3; this version reads format 2"
+        "checkpoints/000000000014/manifest.json: in format 4; this version reads format 3"
     ]
 
 

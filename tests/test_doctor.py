@@ -64,7 +64,7 @@ def test_no_compiler(examine, monkeypatch):
 
 
 def test_too_little_memory(examine, monkeypatch):
-    monkeypatch.setattr(doctor, "free_memory", lambda: 2**20)
+    monkeypatch.setattr(doctor, "free_memory", lambda device: 2**20)
     code, faults, _ = examine(*TINY)
     assert code == 13 and "1 MiB free" in faults["memory"] and "replay.capacity" in faults["memory"]
 
@@ -107,7 +107,7 @@ def test_a_device_that_is_not_there_and_a_misspelt_option(examine):
 
 
 def test_several_faults_are_all_told_and_the_first_one_counts(examine, monkeypatch):
-    monkeypatch.setattr(doctor, "free_memory", lambda: 0)
+    monkeypatch.setattr(doctor, "free_memory", lambda device: 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
     code, faults, _ = examine(*TINY)
     assert code == 13 and set(faults) == {"memory", "folder"}

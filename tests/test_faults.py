@@ -54,19 +54,25 @@ def in_batch(entry: str, value: float):
     return plant
 
 
-def in_state(field: str, *path: str, value: float = NAN):
-    """Seed 0's critic has it before update 13."""
+def in_state(field: str, *path: str, value: float = NAN, part: str = "critic", late: bool = False):
+    """Seed 0's network has it before update 13; late: after update 12, so that it acts before it is trained."""
 
     def plant(run: AgentSession, monkeypatch) -> None:
         update = run.engine.update
 
+        def poison() -> None:
+            tree = getattr(run.engine.states[part], field)
+            for name in path:
+                tree = tree[name]
+            tree[0].view(-1)[0] = value
+
         def poisoned(batch, clock):
-            if clock.updates == UPDATE - 1:
-                tree = getattr(run.engine.states["critic"], field)
-                for name in path:
-                    tree = tree[name]
-                tree[0].view(-1)[0] = value
-            return update(batch, clock)
+            if clock.updates == UPDATE - 1 and not late:
+                poison()
+            metrics = update(batch, clock)
+            if clock.updates == UPDATE - 2 and late:
+                poison()
+            return metrics
 
         monkeypatch.setattr(run.engine, "update", poisoned)
 
@@ -222,6 +228,30 @@ def test_a_world_that_shows_what_is_not_finite_stops_its_seed_at_once(what, tmp_
     for part, fields in saved["states"].items():
         for name, value in fields["params"].items():
             assert torch.equal(value[1], sound["states"][part]["params"][name][1])
+
+
+ACTORS = {"parameter": ("params", "mean.bias"), "moment": ("optim", "v", "mean.bias")}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", ACTORS)
+def test_an_actor_that_is_not_finite_does_not_take_its_neighbours_simulator_with_it(
+    kind, late, tmp_path, monkeypatch, capsys
+):
+    """MuJoCo raises an error for such an action; and of what the network did with it the network is the cause."""
+    dmc = ["env=dmc/cartpole-swingup", "eval_every=30"]
+    played(tmp_path / "sound", None, None, *dmc)
+    capsys.readouterr()
+    run = played(tmp_path / "run", in_state(*ACTORS[kind], part="actor", late=late), monkeypatch, *dmc)
+    name = {"parameter": "actor: parameter mean.bias", "moment": "actor: moment v of mean.bias"}[kind]
+    (row,) = [row for row in rows(tmp_path / "run") if "diverged" in row or "not_finite" in row]
+    assert (row["diverged"], row["cause"]) == (0, name)
+    assert row["updates"] <= UPDATE + 1
+    assert all(np.isfinite(field).all() for field in run.replay.ring.read(0, 0, 59).values())
+    ends = [checkpoint.load(checkpoint.newest(tmp_path / folder)) for folder in ("run", "sound")]
+    for part, fields in ends[1]["states"].items():
+        for path, value in fields["params"].items():
+            assert torch.equal(ends[0]["states"][part]["params"][path][1], value[1])
 
 
 class Slow:

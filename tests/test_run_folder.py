@@ -154,7 +154,7 @@ def test_a_finished_run_says_so_and_nothing_in_its_folder_changes(whole):
     before = snapshot()
     assert not train(whole)
     with enter(whole) as folder:
-        assert folder.finished == json.loads((whole / "done.json").read_text())
+        assert folder.finished == {"return": json.loads((whole / "done.json").read_text())["return"]}
     assert snapshot() == before
 
 
@@ -354,6 +354,40 @@ def test_verify_reads_what_no_manifest_lists(tmp_path, capsys, name, content):
     (tmp_path / name).write_text(content)
     code, lines, _ = command(capsys, "verify", tmp_path)
     assert code == 1 and len(lines) == 1 and lines[0].startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "line"),
+    [
+        ("config.yaml", "1.0e-05", "1.0e-04", "config.yaml: agent.learning_rate was 1e-05, now 0.0001"),
+        ("config.yaml", "seeds:", "seads:", "config.yaml: seeds was [0,1], now null"),
+        ("config.yaml", "save_every: 10", "save_every: 20", None),  # training does not depend on it
+        ("done.json", "1", "2", "done.json: its content has changed"),
+        ("done.json", "return", "retorn", "done.json: its content has changed"),
+        ("done.json", "sha256", "sha257", "done.json: its content has changed"),
+    ],
+)
+def test_verify_compares_the_folders_own_files_too(tmp_path, capsys, name, old, new, line):
+    train(tmp_path)
+    path = tmp_path / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    code, lines, _ = command(capsys, "verify", tmp_path)
+    if line is None:
+        assert code == 0
+    else:
+        assert code == 1 and len(lines) == 1 and lines[0].startswith(f"{tmp_path}/{line}")
+    if name == "done.json":
+        with pytest.raises(ValueError, match="done.json: its content has changed; remove it, and the same command"):
+            enter(tmp_path)
+
+
+def test_what_force_overrules_is_said(tmp_path, capsys):
+    with pytest.raises(Killed):
+        train(tmp_path, killed_at=35)
+    train(tmp_path, changed(agent__learning_rate=1e-4), resume="force")
+    assert "resume=force: agent.learning_rate was 1e-05, now 0.0001" in capsys.readouterr().err
+    assert command(capsys, "verify", tmp_path)[0] == 0
 
 
 def test_a_folder_without_a_checkpoint_is_not_called_whole(tmp_path, capsys):

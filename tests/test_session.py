@@ -385,3 +385,17 @@ def test_a_reset_before_the_first_update_finds_all_as_it_was_born(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     untouched = {row["part"] for row in rows if row["updates"] == 0 and row["touched"] == 0}
     assert untouched == {"alpha"} and all(row["touched"] for row in rows if row["updates"])
+
+
+@pytest.mark.parametrize(
+    "overrides, line",
+    [
+        (["net.width=1_000_000"], "net: 1 seeds of these networks, .* take .* GiB, and .* are free"),
+        (["net.width=100_000_000_000"], "net.width: 100000000000 given; .* at most 1000000"),
+        (["agent.critics=1_000_000_000"], "agent.critics: 1000000000 given; .* at most 1000"),
+    ],
+)
+def test_networks_beyond_all_memory_are_refused_before_anything_is_written(overrides, line, tmp_path):
+    with pytest.raises(ValueError, match=line):
+        AgentSession(load(["agent=sac", "env=toy/reach", "steps=100", f"run_dir={tmp_path}/run", *overrides]))
+    assert not (tmp_path / "run").exists()
