@@ -15,6 +15,7 @@ Three forms, one idea:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 MASK32 = 0xFFFFFFFF
+AHEAD = 64  # counts of a host's stream that are drawn at once
 
 
 def key(seed: int, name: str, *counters: int) -> int:
@@ -129,12 +131,16 @@ def draw(noise: dict[str, Noise], keys: dict[str, Tensor], counter: Tensor) -> d
 
 def draw_on_host(noise: dict[str, Noise], seeds: Sequence[int], stream: str, counter: int) -> dict[str, Tensor]:
     """The same declaration drawn by NumPy, for decisions taken on the host. -> [n, *shape] float32 by name."""
-    drawn = {}
-    for name, (kind, shape, _) in noise.items():
-        generators = [host_generator(seed, f"{stream}/{name}", counter) for seed in seeds]
-        rows = [
-            g.standard_normal(shape, np.float32) if kind == "normal" else g.random(shape, np.float32)
-            for g in generators
-        ]
-        drawn[name] = torch.from_numpy(np.stack(rows))
-    return drawn
+    block, place = divmod(counter, AHEAD)
+    return {name: _block(of, tuple(seeds), f"{stream}/{name}", block)[place] for name, of in noise.items()}
+
+
+@functools.lru_cache(maxsize=32)  # networks may draw for many layers at once
+def _block(noise: Noise, seeds: tuple[int, ...], stream: str, block: int) -> Tensor:
+    """The numbers of so many counts at once: to begin a stream takes longer than to draw from it. [AHEAD, n, *shape]"""
+    drawn = np.empty((AHEAD, len(seeds), *noise.shape), np.float32)
+    for i, seed in enumerate(seeds):
+        generator = host_generator(seed, stream, block)
+        draw = generator.standard_normal if noise.kind == "normal" else generator.random
+        drawn[:, i] = draw((AHEAD, *noise.shape), np.float32)
+    return torch.from_numpy(drawn)

@@ -52,7 +52,9 @@ def stack(trees: Sequence[States]) -> States:
 
 def member(states, i: int):
     """Learner i of a stack, as views into its storage."""
-    return tree_map(lambda leaf: leaf[i], states)
+    if isinstance(states, dict):  # at each decision and update: most of a walk through any tree is finding out its kind
+        return {name: member(value, i) for name, value in states.items()}
+    return states[i] if isinstance(states, Tensor) else tree_map(lambda leaf: leaf[i], states)
 
 
 def clone(states):

@@ -147,7 +147,7 @@ def test_uniform_numbers_drawn_on_the_host_never_reach_1(monkeypatch):
             return np.full(shape, np.nextafter(dtype(1), dtype(0)), dtype)
 
     monkeypatch.setattr(randomness, "host_generator", lambda *args: Highest())
-    assert (draw_on_host({"u": Noise("uniform", (4,))}, SEEDS, "act", 0)["u"] < 1).all()
+    assert (draw_on_host({"u": Noise("uniform", (4,))}, SEEDS, "highest", 0)["u"] < 1).all()
 
 
 # streams
@@ -172,6 +172,17 @@ def test_a_host_draw_of_a_member_among_many_is_what_it_draws_alone():
     for k, seed in enumerate(SEEDS):
         alone = draw_on_host(noise, [seed], "act", 9)
         assert all(torch.equal(together[name][k], alone[name][0]) for name in noise)
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_a_host_draw_is_its_place_in_a_block_that_numpy_draws(kind):
+    """Counts 64 to 127 are the second block of 64; the stream's key is that of (seed, name, block)."""
+    generator = host_generator(SEEDS[1], "act/x", 1)
+    block = (generator.standard_normal if kind == "normal" else generator.random)((64, 3, 2), np.float32)
+    for count in (64, 100, 127, 64):
+        drawn = draw_on_host({"x": Noise(kind, (3, 2))}, SEEDS, "act", count)["x"]
+        assert np.array_equal(drawn[1], block[count - 64])
+    assert not np.array_equal(draw_on_host({"x": Noise(kind, (3, 2))}, SEEDS, "act", 63)["x"][1], block[63])
 
 
 def test_members_may_stand_at_different_counts():
@@ -224,6 +235,7 @@ DRAWS = {
 @pytest.mark.parametrize("source", DRAWS)
 def test_streams_repeat_and_differ_by_seed_name_and_counter(source):
     first = {name: DRAWS[source](stream) for name, stream in STREAMS.items()}
+    randomness._block.cache_clear()
     again = {name: DRAWS[source](stream) for name, stream in reversed(STREAMS.items())}
     assert first == again
     assert len(set(first.values())) == len(STREAMS)
