@@ -12,6 +12,7 @@ It needs torch, numpy, hydra-core and gymnasium, and dm-control for the check of
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -84,7 +85,8 @@ def calls_of(row: Row, device: str) -> tuple[Callable[[], object], Callable[[], 
         engine.update(batch, clock)
         clock.update()
 
-    return update, lambda: engine.act(seen, engine.learner.explore_eval, "act", clock.updates)
+    count = itertools.count()
+    return update, lambda: engine.act(seen, engine.learner.explore_eval, "act", next(count))
 
 
 def measured(device: str, end: float, seconds: float) -> tuple[list[list[str]], dict[str, tuple[float, float]]]:

@@ -150,15 +150,16 @@ class AgentSession(Session):
             self.progress.say(f"seed {seed}: its environment failed and was opened anew ({failure['error']})")
         vector.failures.clear()
         if vector is not self.envs:  # training has not seen it; the score is not a number
-            for seed in (self.config.seeds[member] for member in vector.faults):
+            self.tell_faults()  # of those that have diverged it is known
+            for seed in (self.config.seeds[member] for member, shown in vector.faults.items() if "action" not in shown):
                 if seed not in self.averages.diverged:
                     where = {"step": self.clock.env_steps, "updates": self.clock.updates, "seed": seed}
                     self.folder.events([where | {"not_finite": vector.stream}])
                     self.progress.say(f"seed {seed}: an evaluation has shown numbers that are not finite")
-            return
         for member, shown in vector.faults.items():
-            batch = {name: torch.as_tensor(value) for name, value in shown.items()}
-            self.watch.freeze(member, batch, self.clock.updates, self.clock.agent_steps)
+            if vector is self.envs or "action" in shown:  # what a network does is its own fault, wherever it is seen
+                batch = {name: torch.as_tensor(value) for name, value in shown.items()}
+                self.watch.freeze(member, batch, self.clock.updates, self.clock.agent_steps)
         if vector.faults:
             self.tell_faults()
 

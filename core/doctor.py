@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -137,7 +138,7 @@ def projection(config: Config) -> str:
     replay, settings = _replay(config, config.device), config.agent
     explore = engine.learner.explore_eval  # type: ignore[attr-defined]
     action = engine.act(envs.observation[:, None], explore, "act", 0)[:, 0]
-    generator = host_generator(0, "doctor")
+    generator, count = host_generator(0, "doctor"), itertools.count()
 
     def step() -> None:
         frame = envs.frame
@@ -160,7 +161,7 @@ def projection(config: Config) -> str:
     first = time.perf_counter() - began
     costs = {
         "env step": _seconds(step, config),
-        "decision": _seconds(lambda: engine.act(envs.observation[:, None], explore, "act", 0), config),
+        "decision": _seconds(lambda: engine.act(envs.observation[:, None], explore, "act", next(count)), config),
         "update": _seconds(update, config),
     }
     whole = clock_of(config, envs.spec.action_repeat)

@@ -18,15 +18,18 @@ FLOAT, GIB = 4, 2**30
 def check_networks(learner: Learner, seeds: Sequence[int], device: str) -> None:
     """Raises ValueError if the parameters, their copies and moments do not fit: no allocator says so in time."""
     needed = sum(
-        (4 + len(part.copies)) * FLOAT * shape.numel()  # as they are, at birth, and two moments
+        2
+        * (4 + len(part.copies))
+        * FLOAT
+        * shape.numel()  # as they are, at birth, and two moments; all of them stacked
         for part in learner.parts.values()
         for shape in part.shapes.values()
     )
     needed, free = len(seeds) * needed, free_memory(device)
     if needed > free:
         raise ValueError(
-            f"net: {len(seeds)} seeds of these networks, their copies and moments take {size(needed)}, and "
-            f"{size(free)} are free; use a smaller network, or fewer seeds"
+            f"net: the networks of all seeds, with copies and moments, take {size(needed)}, and {size(free)} are free; "
+            "use a smaller network, or fewer seeds"
         )
 
 
@@ -36,8 +39,9 @@ def free_memory(device: str = "cpu") -> int:
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-        return int(line.split()[1]) * 1024
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -8,15 +8,15 @@ like, and sums up batch statistics; `weights(s)` and slow copies run as in evalu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from core.blueprint import PRE, NetSpec
+from core.functional import Functional
 from core.gradients import gradient, joint_norm, shortened
 from core.intervention import Intervention, OptimizerRule
 from core.optim import Adam
@@ -87,7 +87,7 @@ class Part:
         self.spec, self._make = spec, make
         self.net = _drawing(make, spec)
         self.shapes = {name: p.shape for name, p in self.net.named_parameters()}
-        self._places = dict(_places(self.net))
+        self._function = Functional(self.net)
         self.chains = tuple(tuple(chain) for chain in self.net.chains())
         self.layers = tuple(dict.fromkeys(layer for chain in self.chains for layer in chain))
         self._selected: dict[str, list[str]] = {}  # parameter names by word of `where`
@@ -106,29 +106,14 @@ class Part:
         def run(numbers: Tensors) -> Output:
             own = {k: value for k, value in numbers.items() if "/" not in k}  # the others belong to interventions
             if not self.half:
-                return self._call(own, inputs)
+                return self._function(own, inputs)
             with torch.autocast(self.half, torch.bfloat16):
-                out, feats = self._call(own, inputs)
+                out, feats = self._function(own, inputs)
             return out, {k: h.float() for k, h in feats.items()}
 
         for intervention in self._wrapping:
             run = partial(intervention.forward, self, run)
         return run(numbers)
-
-    def _call(self, numbers: Tensors, inputs: tuple[Tensor, ...]) -> Output:
-        """As torch's `functional_call`, which the compiler knows, and for which a single decision waits longer than for
-        the network itself."""
-        if torch.compiler.is_compiling():
-            return functional_call(self.net, numbers, inputs, tie_weights=False)
-        held = [(*self._places[name], tensor) for name, tensor in numbers.items()]
-        before = [place[leaf] for place, leaf, _ in held]
-        try:
-            for place, leaf, tensor in held:
-                place[leaf] = tensor
-            return self.net(*inputs)
-        finally:
-            for (place, leaf, _), tensor in zip(held, before, strict=True):
-                place[leaf] = tensor
 
     # names
 
@@ -310,11 +295,3 @@ def _drawing(make: Callable[[NetSpec], nn.Module], spec: NetSpec) -> Any:
     """The network without numbers: modules on the meta device, the numbers are in State."""
     with torch.device("meta"):
         return make(spec)
-
-
-def _places(net: nn.Module) -> Iterator[tuple[str, tuple[dict, str]]]:
-    """Where a module keeps each of its tensors: names -> (its dictionary, the name there)."""
-    for path, module in net.named_modules():
-        for place in (module._parameters, module._buffers):
-            for leaf in place:
-                yield f"{path}.{leaf}" if path else leaf, (place, leaf)

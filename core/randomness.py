@@ -132,15 +132,19 @@ def draw(noise: dict[str, Noise], keys: dict[str, Tensor], counter: Tensor) -> d
 def draw_on_host(noise: dict[str, Noise], seeds: Sequence[int], stream: str, counter: int) -> dict[str, Tensor]:
     """The same declaration drawn by NumPy, for decisions taken on the host. -> [n, *shape] float32 by name."""
     block, place = divmod(counter, AHEAD)
-    return {name: _block(of, tuple(seeds), f"{stream}/{name}", block)[place] for name, of in noise.items()}
+    drawn = _ahead(tuple(noise.items()), tuple(seeds), stream, block)
+    return {name: numbers[place].clone() for name, numbers in drawn.items()}
 
 
-@functools.lru_cache(maxsize=32)  # networks may draw for many layers at once
-def _block(noise: Noise, seeds: tuple[int, ...], stream: str, block: int) -> Tensor:
-    """The numbers of so many counts at once: to begin a stream takes longer than to draw from it. [AHEAD, n, *shape]"""
-    drawn = np.empty((AHEAD, len(seeds), *noise.shape), np.float32)
-    for i, seed in enumerate(seeds):
-        generator = host_generator(seed, stream, block)
-        draw = generator.standard_normal if noise.kind == "normal" else generator.random
-        drawn[:, i] = draw((AHEAD, *noise.shape), np.float32)
-    return torch.from_numpy(drawn)
+@functools.lru_cache(maxsize=8)
+def _ahead(noise: tuple[tuple[str, Noise], ...], seeds: tuple[int, ...], stream: str, block: int) -> dict[str, Tensor]:
+    """The numbers of so many counts: to begin a stream takes longer than to draw from it. -> [AHEAD, n, *shape]"""
+    drawn = {}
+    for name, (kind, shape, _) in noise:
+        generators = [host_generator(seed, f"{stream}/{name}", block) for seed in seeds]
+        size = (AHEAD, *shape)
+        rows = [
+            g.standard_normal(size, np.float32) if kind == "normal" else g.random(size, np.float32) for g in generators
+        ]
+        drawn[name] = torch.from_numpy(np.stack(rows, 1))
+    return drawn

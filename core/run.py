@@ -2,8 +2,8 @@
 
 python -m core.run digest RUN_DIR    one line "component sha256" each: are two runs the same run?
 python -m core.run verify RUN_DIR    one line per file that is not as it was written; exit code 1 if there is one
-                                     (checkpoints, replay and records by digest; config.yaml and done.json against
-                                     them; timing.jsonl and tensorboard/ are of the wall clock, and not compared)
+                                     (checkpoints, replay, records and done.json by digest, config.yaml by the
+                                     checkpoint; timing.jsonl and tensorboard/, of the wall clock, are not compared)
 python -m core.run evaluate RUN_DIR [episodes=10] [video=FILE.mp4]    play the trained policy
 python -m core.run export RUN_DIR [to=FILE.npz]    write what its replay holds, for offline.data=FILE.npz of another run
 python -m core.run difference RUN_DIR [other=RUN_DIR]    the first number in which runs with trace=true differ; without

@@ -246,6 +246,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     if done is None:
         return None
     summary = {name: value for name, value in done.items() if name != "sha256"}
+    if summary == done:
+        raise ValueError(f"{folder / DONE}: has no digest: another version wrote it, or it is damaged")
     if to_json(done) != _signed(summary):
         raise ValueError(f"{folder / DONE}: its content has changed; remove it, and the same command goes on without")
     return summary

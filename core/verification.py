@@ -38,9 +38,14 @@ def _unreadable(folder: Path) -> Iterator[str]:
 
 
 def _changed_settings(folder: Path, saved: dict[str, Any]) -> Iterator[str]:
-    """A configuration that was forced upon the folder may be newer than its checkpoint."""
+    """Not told once a configuration was forced upon the folder: it may be newer than the checkpoint."""
     if any("forced" in start for start in files.read_json(folder / PROVENANCE, [], list)):
         return
     settings, now = yaml.safe_load(yaml.safe_dump(saved)), read_config(folder)
-    for line in differing(settings, now, ignore=now.keys() - settings.keys()):
-        yield f"{folder / CONFIG}: {line}"
+    try:
+        with files.reading(folder / CONFIG):
+            changed = differing(settings, now, ignore=now.keys() - settings.keys())
+    except files.Damaged as error:
+        yield str(error)
+    else:
+        yield from (f"{folder / CONFIG}: {line}" for line in changed)

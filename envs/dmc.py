@@ -159,7 +159,7 @@ def _loading_renderer() -> Iterator[None]:
     """Of whatever OpenGL's loaders raise, one line: ValueError."""
     try:
         yield
-    except ImportError:
+    except ModuleNotFoundError:
         raise
     except Exception as error:
         raise ValueError(f"env: MUJOCO_GL={os.environ['MUJOCO_GL']} fails ({error}); {PACKAGES}") from error

@@ -175,18 +175,18 @@ class Vector:
                 obs = self.envs[i].reset(env_seed(self.seeds[i], self.stream, episode))
         except FAILURES as error:
             raise EnvironmentFailed(self._told(i, error), undone=False) from error
-        self._see(i, self._finite(i, {"obs": obs})["obs"], alone=True)
+        self._see(i, obs if self.spec.is_image else self._finite(i, {"obs": obs})["obs"], alone=True)
 
     def _play(self, i: int, action: np.ndarray) -> Transition:
         self._watchdog.waiting_for = partial(self._where, i)
-        playable = self._finite(i, {"action": action})["action"]  # what is written down is the action as it was
+        playable = self._finite(i, {"action": action})["action"]
         with self._watchdog:
             transition = self.envs[i].step(playable)
-        shown = {"action": playable, "reward": transition.reward, "next_obs": transition.obs}
+        shown = {"reward": transition.reward} | ({} if self.spec.is_image else {"next_obs": transition.obs})
         finite = self._finite(i, shown)
         if finite is not shown:
-            transition = transition._replace(reward=float(finite["reward"]), obs=finite["next_obs"])
-        self._actions[i].append(action)
+            transition = transition._replace(reward=float(finite["reward"]), obs=finite.get("next_obs", transition.obs))
+        self._actions[i].append(action)  # as it was: played again, it is judged again
         self._score[i] += transition.reward
         self._see(i, transition.obs, alone=transition.life_lost)
         return transition
@@ -199,8 +199,7 @@ class Vector:
 
     def _finite(self, i: int, shown: dict[str, Any]) -> dict[str, Any]:
         """The same, or what may be put in its place."""
-        pixels = self.spec.is_image
-        if all(abs(v) <= GREATEST if name == "reward" else pixels or np.isfinite(v).all() for name, v in shown.items()):
+        if all(abs(v) <= GREATEST if name == "reward" else np.isfinite(v).all() for name, v in shown.items()):
             return shown
         self._score[i] = math.nan
         with np.errstate(over="ignore"):
@@ -214,4 +213,4 @@ class Vector:
 
 def _zeroed(values: Any) -> np.ndarray:
     """Zeros where they are not finite."""
-    return np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    return values if np.isfinite(values).all() else np.nan_to_num(values, posinf=0.0, neginf=0.0)

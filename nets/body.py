@@ -55,7 +55,7 @@ class DrQ(Frames):
     width: int = option(256, low=1, high=1_000_000, help="units of a hidden layer")
     depth: int = option(2, low=0, high=1_000, help="hidden layers behind the bottleneck")
     init: Init = option("orthogonal", help="orthogonal (_1: gain 1 in linear layers), Glorot, He, torch's own")
-    channels: tuple[int, ...] = option((32, 64, 128, 256), low=1, help="of the convolutions")
+    channels: tuple[int, ...] = option((32, 64, 128, 256), low=1, high=1_000_000, help="of the convolutions")
     strides: tuple[int, ...] = option((2, 2, 2, 2), low=1, help="of the convolutions")
     padding: Literal["same", "valid"] = option("same", help="of the convolutions")
     centred: bool = option(False, help="pixels between -1/2 and 1/2 instead of 0 and 1")

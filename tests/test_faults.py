@@ -326,6 +326,26 @@ def test_what_an_evaluation_shows_does_not_touch_training(tmp_path, monkeypatch,
             assert torch.equal(value, sound["states"][part]["params"][name])
 
 
+def test_an_actor_that_an_evaluation_finds_not_finite_has_diverged(tmp_path, monkeypatch):
+    """After the last update: training would not notice any more."""
+
+    def plant(run: AgentSession, monkeypatch) -> None:
+        evaluate = run.evaluate
+
+        def poisoned():
+            if not run.clock.running:
+                run.engine.states["actor"].params["mean.bias"][0] = NAN
+            return evaluate()
+
+        monkeypatch.setattr(run, "evaluate", poisoned)
+
+    run = played(tmp_path, plant, monkeypatch, "eval_episodes=3")
+    (row,) = [row for row in rows(tmp_path) if "diverged" in row or "not_finite" in row]
+    assert (row["diverged"], row["cause"]) == (0, "actor: parameter mean.bias")
+    assert json.loads((tmp_path / "done.json").read_text())["diverged"] == [0]
+    assert np.isnan(run.returns[0]) and np.isfinite(run.returns[1])
+
+
 def test_what_is_shown_again_takes_no_other_settings(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "replay_fault=fault.pt", "device=cuda"])
     with pytest.raises(SystemExit) as end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from learners import dqn, equal, sac
 from torch import nn
+from torch.func import functional_call
 
 from core.blueprint import NetSpec
 from core.clock import Clock
 from core.copies import follow
 from core.events import Context, redraw
+from core.functional import Functional
 from core.intervention import Intervention
 from core.optim import Adam
 from core.part import Outcome, Part, descend, replant
@@ -207,6 +210,36 @@ def test_what_follows_a_step_sees_its_batch_gradient_and_outcome():
     descend(part, states, batch(0), {})
     assert equal(plus.seen.grads, grads) and equal(plus.seen.batch, batch(0))
     assert torch.equal(plus.seen.outcome.loss, outcome.loss)
+
+
+class Shared(nn.Module):
+    """One activation at two places, and statistics that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.act = nn.Linear(5, 8), nn.Linear(8, 3), nn.PReLU()
+        self.body = nn.Sequential(self.first, nn.BatchNorm1d(8), self.act, self.second, self.act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def test_a_network_is_called_as_torch_calls_it():
+    net, x = Shared(), torch.randn(7, 5)
+    own = {name: value.clone() for name, value in net.state_dict().items()}
+    given = {name: torch.randn_like(v) if v.is_floating_point() else v for name, v in net.state_dict().items()}
+    given |= {name: given[name].abs() for name in given if "running_var" in name}
+    given["body.2.weight"] = given["body.4.weight"] = given["act.weight"]
+    for name in ("first", "second"):  # other names of the same modules
+        place = {"first": "body.0", "second": "body.3"}[name]
+        given |= {f"{place}.{leaf}": given[f"{name}.{leaf}"] for leaf in ("weight", "bias")}
+    net.eval()
+    out = Functional(net)(given | {"unknown": x}, (x,))
+    assert torch.equal(out, functional_call(deepcopy(net), given, (x,), tie_weights=False))
+    assert all(torch.equal(value, own[name]) for name, value in net.state_dict().items())
+    with pytest.raises(RuntimeError):
+        Functional(net)(given, (x[:, :2],))
+    assert all(torch.equal(value, own[name]) for name, value in net.state_dict().items())
 
 
 def test_buffers_that_a_loss_returns_are_kept():

@@ -390,7 +390,7 @@ def test_a_reset_before_the_first_update_finds_all_as_it_was_born(tmp_path):
 @pytest.mark.parametrize(
     "overrides, line",
     [
-        (["net.width=1_000_000"], "net: 1 seeds of these networks, .* take .* GiB, and .* are free"),
+        (["net.width=1_000_000"], "net: the networks of all seeds, .* take .* GiB, and .* are free"),
         (["net.width=100_000_000_000"], "net.width: 100000000000 given; .* at most 1000000"),
         (["agent.critics=1_000_000_000"], "agent.critics: 1000000000 given; .* at most 1000"),
     ],

@@ -92,9 +92,10 @@ def test_the_weights_that_are_asked_for_act_in_training_and_others_are_evaluated
 
 def test_what_is_stored_is_what_was_acted_on_and_the_true_last_observation(recorded):
     ends = 0
-    for before, step, (obs, _, reward, terminal, ended, next_obs), after in recorded.stored:
+    for before, step, (obs, action, reward, terminal, ended, next_obs), after in recorded.stored:
         assert np.array_equal(obs, before) and np.array_equal(next_obs, step.next_obs)
-        assert all(np.array_equal(a, b) for a, b in zip((reward, terminal, ended), step[1:4], strict=True))
+        shown = (step.action, step.reward, step.terminal, step.ended)
+        assert all(np.array_equal(a, b) for a, b in zip((action, reward, terminal, ended), shown, strict=True))
         for i in range(2):
             ends += bool(ended[i])
             assert ended[i] or np.array_equal(next_obs[i], after[i])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from core.randomness import env_seed
+from core.spec import EnvSpec, Transition
 from envs.make import make
 from envs.vector import Vector
 
@@ -65,6 +66,38 @@ def test_environments_in_lock_step_do_what_each_does_alone(name):
             assert step.ended[i] == ended
             assert all(e.whole for e in step.episodes)
             assert [tuple(e[1:4]) for e in step.episodes if e.member == i] == ([finished] if finished else [])
+
+
+class Frames:
+    """Continuous actions, frames; keeps what it was given."""
+
+    spec = EnvSpec("frames", (4, 4), "uint8", action_dim=2, repeat_first=True)
+
+    def __init__(self) -> None:
+        self.given: list[np.ndarray] = []
+
+    def reset(self, seed: int) -> np.ndarray:
+        return np.zeros((4, 4), np.uint8)
+
+    def step(self, action: np.ndarray) -> Transition:
+        self.given.append(action)
+        return Transition(np.zeros((4, 4), np.uint8), 1.0, False, False)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_action_that_is_not_finite_is_played_and_stored_as_zeros_and_noted(value):
+    v = Vector([Frames(), Frames()], (0, 1), "train")
+    v.reset()
+    step = v.step(np.array([[value, 0.5], [0.25, 0.5]], np.float32))
+    assert np.array_equal(step.action, [[0, 0.5], [0.25, 0.5]])
+    assert [env.given[0].tolist() for env in v.envs] == [[0, 0.5], [0.25, 0.5]]
+    assert list(v.faults) == [0] and not np.isfinite(v.faults[0]["action"]).all()
+    again = Vector([Frames(), Frames()], (0, 1), "train")
+    again.load_state_dict(v.state_dict())
+    assert [env.given[0].tolist() for env in again.envs] == [[0, 0.5], [0.25, 0.5]]
+    assert list(again.faults) == [0] and np.isnan(again._score[0]) and again._score[1] == 1.0
 
 
 def test_the_stack_is_zero_before_the_first_frame_and_after_a_life_loss():
