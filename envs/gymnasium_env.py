@@ -26,6 +26,9 @@ class GymnasiumEnv:
         shape, dtype = _observations(self._env.observation_space, name)
         num_actions, action_dim = _actions(self._env.action_space, name)
         self.spec = EnvSpec(name, shape, dtype, num_actions, action_dim)
+        space = self._env.action_space
+        if isinstance(space, Box):
+            self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
 
     def reset(self, seed: int) -> np.ndarray:
         return self._stored(self._env.reset(seed=seed)[0])
@@ -42,7 +45,7 @@ class GymnasiumEnv:
         if isinstance(space, Discrete):
             return space.start + action
         assert isinstance(space, Box)
-        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        low, high = self._low, self._high
         stretched = (high + low) / 2 + (high - low) / 2 * action.reshape(space.shape)
         return np.clip(stretched, low, high).astype(space.dtype)
 

@@ -5,6 +5,7 @@
 Factorised, one draw per pass (section 3.2). mu ~ U(-1/sqrt n_in, 1/sqrt n_in), which is torch's own initialiser; sigma
 begins at sigma_0 / sqrt n_in, where BBF, SPR and PLASTIC take sigma_0 = 0.5, Dopamine and DQN Zoo 0.1 (verified;
 PLASTIC's sigma_b at sigma_0 / sqrt n_out).
+A pass of few samples, such as a decision, is made without the drawn matrix, from products with mu and sigma.
 Without noise at hand a layer is the plain one of its means: so the networks of a run are evaluated.
 """
 
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from core.randomness import Noise
 from core.state import Tensors
 from nets.layers import exact
+
+FEW = 16  # samples; forward alone, so many rows are multiplied twice in less time than the matrix takes to be drawn
 
 
 class NoisyLinear(nn.Linear):
@@ -39,20 +42,33 @@ class NoisyLinear(nn.Linear):
 
     def drawn(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of this pass."""
-        if self.noise_in.numel() == 0:
-            return self.weight, self.bias
-        column, row = (noise.sign() * noise.abs().sqrt() for noise in (self.noise_out, self.noise_in))
+        column, row = self._factors()
         return self.weight + self.weight_sigma * column[:, None] * row, self.bias + self.bias_sigma * column
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, *self.drawn())
+        if self.noise_in.numel() == 0:
+            return self.product(x, self.weight, self.bias)
+        if len(x) > FEW:
+            return self.product(x, *self.drawn())
+        column, row = self._factors()
+        return self.product(x, self.weight, self.bias) + column * self.product(
+            x * row, self.weight_sigma, self.bias_sigma
+        )
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """f(e_out) and f(e_in)."""
+        column, row = (noise.sign() * noise.abs().sqrt() for noise in (self.noise_out, self.noise_in))
+        return column, row
 
 
 class NoisyOutput(NoisyLinear):
     """A noisy last layer. It multiplies in float32 whatever the precision of the hidden ones."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return exact(x, *self.drawn())
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return exact(x, weight, bias)
 
 
 def noise_of(net: nn.Module) -> dict[str, Noise]:

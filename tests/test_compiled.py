@@ -72,7 +72,7 @@ EVENTS = [
 def test_an_update_is_compiled_once_and_never_again_whatever_happens_between(make, spec, monkeypatch):
     """Events, acting, observing and frozen members leave the compiled region as it is. With a graph break the first
     update would raise; with a reason to compile again, the second or a later one. Here all that was read is watched."""
-    monkeypatch.setattr(compiling, "WATCHED", lambda guards: [True for _ in guards])
+    monkeypatch.setattr(compiling, "watched", lambda guards: [True for _ in guards])
     torch._dynamo.reset()
     counters.clear()
     e = engine(make(EVENTS), (0, 1), compile=True)
@@ -101,6 +101,23 @@ def test_a_loss_that_overflows_freezes_its_member_in_a_compiled_update_too(make,
     assert info["q/loss"].isfinite().tolist() == e.alive.tolist() == [False, True]
     frozen, trained = (largest_difference(member(e.states, i), member(before, i)) for i in (0, 1))
     assert frozen == 0 < trained
+
+
+class Sum:
+    """Something to compile."""
+
+    def of(self, states, batch):
+        return {name: value + batch["x"] for name, value in states.items()}
+
+
+@pytest.mark.parametrize("other", [torch.ones(5, 4), torch.ones(4, 4).t(), torch.ones(8, 4)[::2], torch.ones(4, 1)])
+def test_what_is_not_watched_is_refused_where_it_lies_otherwise(other):
+    """The learner's numbers are not asked for at each call; the code that was made for them must not misread others."""
+    of = compiling.compiled(Sum().of)
+    row = {"x": torch.ones(1)}
+    assert of({"w": torch.ones(4, 4)}, row)["w"].sum() == 32
+    with pytest.raises(AssertionError, match="expected size"):
+        of({"w": other}, row)
 
 
 @pytest.mark.timeout(600)

@@ -13,7 +13,7 @@ from core.recycle import incoming, outgoing
 from interventions.normalize_and_project import NormalizeAndProject
 from interventions.redo import ReDo
 from interventions.soft_weight_rescaling import SoftWeightRescaling
-from nets.noisy import NoisyLinear, NoisyOutput, noise_of, with_noise
+from nets.noisy import FEW, NoisyLinear, NoisyOutput, noise_of, with_noise
 
 
 def test_a_noisy_layer_by_hand():
@@ -49,6 +49,20 @@ def test_the_noise_of_a_weight_has_the_moments_of_the_product_of_two_roots():
     assert torch.allclose(noise.mean(0), torch.zeros(8), atol=0.03)
     assert torch.allclose(noise[:, :6].var(0), torch.full((6,), root**2), rtol=0.06)
     assert torch.allclose(noise[:, 6:].var(0), torch.full((2,), root), rtol=0.06)
+
+
+@pytest.mark.parametrize("make", [NoisyLinear, NoisyOutput])
+def test_a_pass_of_few_samples_is_that_of_many(make):
+    """Few are multiplied by mu and sigma, many by the drawn matrix."""
+    layer = make(30, 20, sigma=0.5).requires_grad_(False)
+    layer.bias_sigma.mul_(torch.arange(20))
+    x = torch.randn(FEW + 1, 30)
+    assert torch.equal(layer(x[:FEW]), layer(x)[:FEW])  # of the means
+    layer.noise_in, layer.noise_out = torch.randn(30), torch.randn(20)
+    weight, bias = layer.drawn()
+    assert torch.equal(layer(x), F.linear(x, weight, bias))
+    for count in (1, FEW):
+        assert torch.allclose(layer(x[:count]), x[:count] @ weight.T + bias, atol=1e-5)
 
 
 def test_the_whole_head_is_noisy_and_no_convolution():
