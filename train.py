@@ -66,7 +66,7 @@ def act(run) -> None:
         action = run.random_action()
     frame = run.envs.frame
     step = run.envs.step(action)
-    run.replay.add(frame, step.action, step.reward, step.terminal, step.ended, step.next_obs)
+    run.replay.add(frame, step.action, step.reward, step.terminal, step.ended, step.next_obs, step.failed)
     clock.step()
     run.note_step(action, step)
 

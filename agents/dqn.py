@@ -58,7 +58,7 @@ class DQNSettings:
     epsilon_decay: int = option(5_000, low=1, help="agent steps from 1 to epsilon_final, after warm-up")
     epsilon_eval: float = option(0.001, low=0, high=1, help="exploration in evaluation")
     act_with: str = option("params", help="weights that act in training: params, target or a slow copy")
-    evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else params")
+    evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else act_with's")
 
 
 class Exploration(NamedTuple):

@@ -57,7 +57,7 @@ class DrQV2Settings:
     noise_clip: float = option(0.3, low=0, help="largest noise in a loss")
     augment: Augmentation = option(Augmentation(shift=4))
     act_with: str = option("params", help="weights that act in training: params or a slow copy of the actor")
-    evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else params")
+    evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else act_with's")
 
 
 class DrQV2:

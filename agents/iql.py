@@ -53,7 +53,7 @@ class IQLSettings:
     expectile: float = option(0.7, above=0, high=1, help="of the critics' values that V aims at; 0.9 for sparse mazes")
     beta: float = option(3.0, low=0, help="how much better actions weigh; 0 clones the data, 10 for sparse mazes")
     act_with: str = option("params", help="weights that act in training: params or a slow copy of the actor")
-    evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else params")
+    evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else act_with's")
 
 
 class IQL:

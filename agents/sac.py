@@ -62,7 +62,7 @@ class SACSettings:
     target_entropy: float = option(-0.5, help="wanted entropy per action dimension")
     standardise: bool = option(False, help="observations by mean and deviation of all that were seen")
     act_with: str = option("params", help="weights that act in training: params or a slow copy of the actor")
-    evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else params")
+    evaluate_with: str = option("auto", help="weights that are evaluated; auto: a tortoise's, else act_with's")
 
 
 class SAC:

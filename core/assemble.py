@@ -54,13 +54,15 @@ def check_role(learner: Any, role: str, option: str) -> None:
 
 
 def evaluated_role(learner: Any) -> str:
-    """Whose weights are evaluated: agent.evaluate_with, or the slow copy that an intervention is about."""
+    """Whose weights are evaluated: agent.evaluate_with, or the slow copy that an intervention is about, or those that
+    act in training."""
     role = learner.settings.evaluate_with
     if role != "auto":
         check_role(learner, role, "evaluate_with")
         return role
     part = learner.acting_part
-    return next((i.evaluates for i in part.interventions if i.evaluates in part.copies), "params")
+    acting = getattr(learner.settings, "act_with", "params")  # a classifier does not act
+    return next((i.evaluates for i in part.interventions if i.evaluates in part.copies), acting)
 
 
 def choose_threads(engine: Engine) -> None:

@@ -38,6 +38,9 @@ class Progress:
         )
         if clock.env_steps:
             self.say(f"going on from step {clock.env_steps}")
+        if hasattr(config.value, "high") and config.tasks[0].startswith("gym/"):  # Atari's are clipped, DMC's bounded
+            reach = f"values from {config.value.low:g} to {config.value.high:g}"
+            self.say(f"value: {reach} fit its histogram (value.low, value.high); target_clipped tells what does not")
         if config.compile and not run.compile:
             self.say("no C++ compiler found: running eagerly, up to 1.7 times slower (install g++ to compile)")
         if run.compile:

@@ -76,16 +76,19 @@ class Replay:
         terminal: np.ndarray,
         ended: np.ndarray,
         next_obs: np.ndarray,
+        failed: np.ndarray | None = None,
     ) -> None:
-        """One step of every member. obs, next_obs [n, *obs_shape]; action [n, ...]; reward, terminal, ended [n].
+        """One step of every member. obs, next_obs [n, *obs_shape]; action [n, ...]; the others [n].
 
         obs: the single frame or vector the action was chosen on; terminal: nothing to bootstrap from (also a lost
-        life); ended: the episode is over, and `next_obs` is what it ended in (read only then).
+        life); ended: the episode is over, and `next_obs` is what it ended in (read only then); failed: there was no
+        step, the episode was over in `obs`.
         """
-        self._append(self._members, obs, action, reward, np.where(terminal, TERMINAL, STEP))
+        cut = np.zeros(len(ended), bool) if failed is None else failed
+        self._append(self._members, obs, action, reward, np.where(cut, CLOSING, np.where(terminal, TERMINAL, STEP)))
         if self.moments:
             self.moments.add(np.asarray(obs))
-        over = np.flatnonzero(ended)
+        over = np.flatnonzero(ended & ~cut)
         if over.size:
             self._close(over, next_obs)
 

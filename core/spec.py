@@ -97,4 +97,5 @@ class EnvStep(NamedTuple):
     reward: np.ndarray  # [n] float32, as the learner sees it (clipped where the spec says so)
     terminal: np.ndarray  # [n] bool: terminated or life lost; no bootstrapping across it
     ended: np.ndarray  # [n] bool: terminated or truncated; the next observation starts a new episode
+    failed: np.ndarray  # [n] bool: no step was made, the environment failed; its episode is cut where it stood
     episodes: list[Episode]  # those that ended in this step

@@ -68,10 +68,11 @@ class Vector:
         """One action each, [n, *action_shape]; an environment whose episode ends begins the next at once."""
         actions = np.array(actions, self.spec.action_dtype)
         played = self._play_all(actions)
+        failed = [last == episode for last, episode in zip(self._failed, self._episode, strict=True)]
         episodes = []
         for i, t in enumerate(played):
             if t.terminated or t.truncated:
-                whole = self._failed[i] != self._episode[i]
+                whole = not failed[i]
                 episodes.append(Episode(i, self._episode[i], self._score[i], len(self._actions[i]), whole))
                 self._begin(i, self._episode[i] + 1)
         reward = np.array([t.reward for t in played], np.float32)
@@ -81,6 +82,7 @@ class Vector:
             reward=reward.clip(-1, 1) if self.spec.clip_rewards else reward,
             terminal=np.array([t.terminated or t.life_lost for t in played]),
             ended=np.array([t.terminated or t.truncated for t in played]),
+            failed=np.array(failed),
             episodes=episodes,
         )
 

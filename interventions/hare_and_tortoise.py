@@ -6,7 +6,8 @@ Rule      every update   tortoise <- momentum * tortoise + (1 - momentum) * hare
           now and then   hare <- tortoise
 Source    Lee et al. 2024, "Slow and Steady Wins the Race", section 4 and released supervised code (verified). The RL
           code is not public: the period and momentum here are our choice within the supervised range, period * (1 -
-          momentum) in [0.2, 2].
+          momentum) in [0.2, 2]. With `tortoise=target` the agent's tau stands for 1 - momentum: at DrQ's 0.01 the range
+          ends at 200 updates, and at the default period of 1,000 the tortoise has long caught up with the hare.
 Choices   Buffers (running statistics) are averaged and restarted like the weights of their layer (verified). The
           optimizer's moments belong to the hare and are kept (verified). Outside `where` the tortoise has the hare's
           own. `tortoise=own` keeps a slow copy of its own; `tortoise=target` takes the agent's target network, which

@@ -74,7 +74,8 @@ class DrQ(Frames):
 
 @dataclass(frozen=True)
 class Impala(Frames):
-    """IMPALA's residual convolutions, then hidden layers. Defaults as BBF has them."""
+    """IMPALA's residual convolutions, then hidden layers. Widths and depths are BBF's; its scaling of the last features
+    to [0, 1] is not here."""
 
     width: int = option(2048, low=1, high=1_000_000, help="units of a hidden layer")
     scale: int = option(4, low=1, high=1_000, help="factor on the channels 16, 32, 32 of the stages")

@@ -246,6 +246,9 @@ def test_the_average_is_evaluated_unless_the_agent_says_otherwise():
     assert evaluated_role(dqn([EMA()], VECTOR, evaluate_with="target")) == "target"
     assert evaluated_role(sac([EMA()])) == evaluated_role(sac([EMA(on=("actor",))])) == "average"
     assert evaluated_role(sac([EMA(on=("critic",))])) == "params"
+    acting = dict(act_with="target", target="ema")
+    assert evaluated_role(dqn([], VECTOR, **acting)) == "target"
+    assert evaluated_role(dqn([EMA()], VECTOR, **acting)) == "average"
     with pytest.raises(ValueError, match="evaluate_with"):
         evaluated_role(dqn([], VECTOR, evaluate_with="average"))
 

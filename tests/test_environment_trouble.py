@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import train
 from core import checkpoint
 from core.agent_session import AgentSession
 from core.config import BadConfig, load
+from core.replay_ring import CLOSING
 from core.run import main as run_command
 from core.signals import ENVIRONMENT
 from core.watchdog import EnvironmentFailed
@@ -98,6 +100,15 @@ def test_restarting_cuts_the_episode_and_writes_it_down(tmp_path, failing, capsy
     saved = checkpoint.load(checkpoint.newest(tmp_path))
     episodes = [env["episode"] for env in saved["envs"]["envs"]]
     assert episodes[0] > 0
+
+
+def test_a_step_that_failed_is_not_learned_from(tmp_path, failing):
+    failing(91)  # the first seed's 46th step, the 21st of its second episode
+    run = AgentSession(load([*SAC, "on_failure=restart", f"run_dir={tmp_path}"]))
+    with run:
+        train.loop(run.config, run)
+    closed = [np.flatnonzero(kind == CLOSING).tolist() for kind in run.replay.ring.kind.reshape(2, -1)]
+    assert closed == [[25, 25 + 21, 25 + 21 + 26], [25, 25 + 26, 25 + 2 * 26]]
 
 
 def test_a_run_that_was_restarted_resumes_to_the_same_bits(tmp_path, failing, capsys):

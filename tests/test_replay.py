@@ -303,6 +303,21 @@ def test_an_episode_left_unfinished_is_truncated_in_what_it_had_come_to():
     assert batch["next_obs"][:, 0, 0].tolist() == [50, 1] and batch["discount"].unique().tolist() == [0.5]
 
 
+def test_a_step_that_failed_ends_the_episode_and_is_never_sampled():
+    """Member 0 fails in its third step; its second is bootstrapped from where it stood then."""
+    replay, at = Replay(VECTOR, [0, 1], 20, prioritised=True), lambda t: np.full((2, 3), t, np.float32)
+    no = np.zeros(2, bool)
+    for t in range(4):
+        failed = np.array([t == 2, False])
+        replay.add(at(t), np.ones((2, 2)), np.ones(2), no, failed, at(t + 1), failed)
+    assert replay.ring.count.tolist() == [4, 4]
+    batch = replay.sample(64, 0, n_step=2, discount=0.5)
+    found = [dict(zip(*(batch[k][i].flatten(0).tolist() for k in ("index", "discount")), strict=True)) for i in (0, 1)]
+    assert found == [{0: 0.25, 1: 0.5}, {0: 0.25, 1: 0.25}]
+    returns = {i: r for i, r in zip(batch["index"][0].tolist(), batch["reward"][0].tolist(), strict=True)}
+    assert returns == {0: 1.5, 1: 1.0} and set(batch["next_obs"][0, :, 0].tolist()) == {2.0}
+
+
 def test_truncating_where_every_episode_has_just_ended_adds_nothing():
     replay, obs, ended = Replay(VECTOR, [0, 1], 20), np.zeros((2, 3), np.float32), np.ones(2, bool)
     replay.add(obs, np.zeros((2, 2)), np.ones(2), ~ended, ended, obs)

@@ -256,6 +256,16 @@ def test_seeds_side_by_side_equal_seeds_alone(tmp_path, arguments):
     assert [both["envs"]["envs"][1]["digest"]] == [env["digest"] for env in second["envs"]["envs"]]
 
 
+@pytest.mark.parametrize(("value", "told"), [("c51", "values from -10 to 10 fit"), ("hl_gauss", "fit"), ("scalar", "")])
+def test_where_rewards_have_no_known_bounds_the_reach_of_a_histogram_is_told(tmp_path, capsys, value, told):
+    """CartPole's values are near 100."""
+    short = ["agent=dqn", "env=gym/CartPole-v1", "net.width=8", "agent.batch_size=4", "steps=30", "warmup=20"]
+    short += ["compile=false", "eval_every=0", "eval_episodes=1", "observe_every=0", "rank_every=0"]
+    train.train(load([*short, f"value={value}", f"run_dir={tmp_path}"]))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "target_clipped" in line]
+    assert len(lines) == bool(told) and all(told in line for line in lines)
+
+
 def test_records_have_the_promised_columns_and_rows(tmp_path):
     play(tmp_path, RUNS["dqn"])
     rows = list(csv.DictReader((tmp_path / "eval.csv").open()))
