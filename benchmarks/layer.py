@@ -9,6 +9,7 @@ import torch
 from agents import SAC
 from benchmarks import cases
 from benchmarks.timing import interleaved
+from core import compiling
 from core.copies import follow
 from core.part import Part
 from core.state import States, Tensors
@@ -61,7 +62,7 @@ def written_out(agent: SAC) -> Callable[[], object]:
             for field in ("params", "optim", "copies"):
                 _copy(getattr(state, field), getattr(new[name], field))
 
-    return torch.compile(whole, fullgraph=True)
+    return torch.compile(whole, fullgraph=True, options={"guard_filter_fn": compiling.watched})
 
 
 def _copy(old: dict, new: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -63,13 +64,17 @@ def sac_loop(module: str, steps: int) -> Callable[[], object]:
 
 
 class Processes:
-    """The same loop in several processes at once, with one thread each; a call takes all of them so many steps on."""
+    """The same loop in several processes at once, each on a core of its own; a call takes all of them so many steps
+    on. Raises EOFError if one has died."""
 
     def __init__(self, module: str, steps: int, count: int) -> None:
         spawn = get_context("spawn")
         pipes = [spawn.Pipe() for _ in range(count)]
-        for _, theirs in pipes:
-            spawn.Process(target=_serve, args=(theirs, module, steps), daemon=True).start()
+        cores = sorted(os.sched_getaffinity(0))
+        for place, (_, theirs) in enumerate(pipes):
+            core = cores[place % len(cores)]
+            spawn.Process(target=_serve, args=(theirs, core, module, steps), daemon=True).start()
+            theirs.close()
         self._mine = [mine for mine, _ in pipes]
 
     def __call__(self) -> None:
@@ -79,7 +84,8 @@ class Processes:
             pipe.recv()
 
 
-def _serve(pipe: Connection, module: str, steps: int) -> None:
+def _serve(pipe: Connection, core: int, module: str, steps: int) -> None:
+    os.sched_setaffinity(0, {core})  # before a library counts the cores: torch's and XLA's threads both
     torch.set_num_threads(1)
     run = sac_loop(module, steps)
     with suppress(EOFError):  # whoever asked is gone

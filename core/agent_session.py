@@ -12,6 +12,7 @@ import torch
 from core import assemble
 from core.config import Config, check_device, clock_of
 from core.evaluation import LANES, evaluate, mean_scores
+from core.memory import free_memory, size
 from core.offline import OfflineData, mixed
 from core.options import one_line, told
 from core.randomness import host_generator
@@ -53,7 +54,7 @@ class AgentSession(Session):
             raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")
         assemble.check_role(self.agent, settings.act_with, "act_with")
         self.evaluated = assemble.evaluated_role(self.agent)
-        replay = Replay(spec, config.seeds, device=config.device, **assemble.replay_options(config, spec))
+        replay = self._replay(spec)
         self._drawn: dict[tuple[int, int], Batch] = {}  # by agent step and update, for the updates to come
         self.offline = None
         if config.offline.data:
@@ -65,6 +66,10 @@ class AgentSession(Session):
         _check_priming(config, settings.n_step + 1, spec.action_repeat)
         clock = clock_of(config, spec.action_repeat)
         super().__init__(config, self.agent, clock, blank(spec, settings.batch_size), replay)
+        if self._short:
+            self.progress.say(
+                f"the replay takes {self._short}: lower replay.capacity, or the run may be killed on the way"
+            )
 
     def __exit__(self, *raised: object) -> None:
         self.watchdog.close()
@@ -156,11 +161,12 @@ class AgentSession(Session):
                     where = {"step": self.clock.env_steps, "updates": self.clock.updates, "seed": seed}
                     self.folder.events([where | {"not_finite": vector.stream}])
                     self.progress.say(f"seed {seed}: an evaluation has shown numbers that are not finite")
+        new = False
         for member, shown in vector.faults.items():
             if vector is self.envs or "action" in shown:  # what a network does is its own fault, wherever it is seen
                 batch = {name: torch.as_tensor(value) for name, value in shown.items()}
-                self.watch.freeze(member, batch, self.clock.updates, self.clock.agent_steps)
-        if vector.faults:
+                new |= self.watch.freeze(member, batch, self.clock.updates, self.clock.agent_steps)
+        if new:
             self.tell_faults()
 
     def evaluate(self) -> bool:
@@ -203,6 +209,18 @@ class AgentSession(Session):
         self.replay.load(self.folder.path / "replay", saved["replay"])
 
     # environments
+
+    def _replay(self, spec: EnvSpec) -> Replay:
+        """Raises ValueError if the machine has not so much memory to promise. What it promises it may not have."""
+        options, device = assemble.replay_options(self.config, spec), self.config.device
+        try:
+            replay = Replay(spec, self.config.seeds, device=device, **options)
+        except (RuntimeError, MemoryError) as error:
+            slots = f"{options['capacity']} slots for each of {len(self.config.seeds)} seeds"
+            raise ValueError(f"replay.capacity: no memory for {slots}; lower it ({one_line(error)[:80]})") from error
+        free = free_memory(device)
+        self._short = f"{size(replay.nbytes)} when full, {size(free)} are free now" if replay.nbytes > free else ""
+        return replay
 
     def _switch_to(self, task: Any, envs: list[Env]) -> None:
         self.envs.close()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from core.clock import Clock
 from core.config import BadConfig, Config, check_device, clock_of, load
 from core.engine import Engine
 from core.memory import GIB, check_networks, free_memory, size
-from core.options import one_line
+from core.options import one_line, told
 from core.randomness import host_generator
 from core.replay import Replay
+from core.watchdog import FAILURES, EnvironmentFailed
 
 PACKAGES = {"dmc": ("dm-control", "mujoco"), "atari": ("ale-py",), "gym": ("gymnasium",), "toy": ()}
 BACKENDS = ("egl", "osmesa", "glfw")
@@ -49,8 +51,9 @@ def simulator(config: Config) -> str:
     for task in config.tasks:
         try:
             assemble.environments(config, task)().reset(0)
-        except Exception as error:  # whatever a simulator raises is what is wrong with it
-            raise Fault(f"{task} does not open: {one_line(error)}") from error
+        except FAILURES as error:  # whatever a simulator raises is what is wrong with it
+            words = one_line(error) if isinstance(error, ValueError | OSError) else told(error)
+            raise Fault(f"{task} does not open: {words}") from error
     packages = PACKAGES.get(config.tasks[0].partition("/")[0], ())
     return ", ".join([*config.tasks, *(f"{name} {version(name)}" for name in packages)])
 
@@ -65,8 +68,9 @@ def drawing(config: Config) -> str:
     works = []
     for backend in BACKENDS:
         environment = untouched | {"MUJOCO_GL": backend}
-        done = subprocess.run([sys.executable, "-c", draw], env=environment, capture_output=True, timeout=120)
-        works += [backend] if done.returncode == 0 else []
+        with suppress(subprocess.TimeoutExpired):  # one that hangs does not work
+            done = subprocess.run([sys.executable, "-c", draw], env=environment, capture_output=True, timeout=120)
+            works += [backend] if done.returncode == 0 else []
     if asked not in ("", "disabled", *works):
         raise Fault(f"MUJOCO_GL={asked} cannot draw here; expected one of: {', '.join(works) or 'none works'}")
     if config.env_options.get("pixels") and not works:
@@ -188,7 +192,11 @@ def examine(config: Config) -> int:
             code = code or own
     if code not in (CHECKS["simulator"][0], CHECKS["device"][0], CHECKS["memory"][0]):
         print("        timing, after the first update has compiled ...", flush=True)
-        print(f"        {'time':<10} {projection(config)}")
+        try:
+            print(f"        {'time':<10} {projection(config)}")
+        except (EnvironmentFailed, Fault) as fault:
+            print(f"FAULT   {'time':<10} {fault}", flush=True)
+            code = code or CHECKS["simulator"][0]
     return code
 
 

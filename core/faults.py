@@ -85,12 +85,17 @@ class Watch:
         found, self._found = self._found, []
         return found
 
-    def freeze(self, index: int, batch: Batch, update: int, step: int) -> None:
-        """The member's world has shown it what is not finite: it learns no more. batch: what it was shown, [1, ...]."""
-        if self._known[index]:
+    def freeze(self, index: int, batch: Batch, update: int, step: int) -> bool:
+        """The member's world has shown it what is not finite: it learns no more. batch: what it was shown, [1, ...].
+
+        -> whether that is new
+        """
+        new = self._known[index]
+        if new:
             self._known[index] = False
             self._engine.alive[index] = False
             self._found.append(Fault(index, _dated(batch, (update, step))))
+        return new
 
     def _read(self) -> None:
         look = self._looks.popleft()

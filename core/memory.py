@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 FLOAT, GIB = 4, 2**30
 MEMBERSHIP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # by version: where groups lie, and their files: the limit, what is used, what of that can be had back at any time
-VERSION_1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-VERSION_2 = ("", "memory.max", "memory.current", "inactive_file")
+VERSION_1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file total_active_file")
+VERSION_2 = ("", "memory.max", "memory.current", "inactive_file active_file slab_reclaimable")
 
 
 def check_networks(learner: Learner, seeds: Sequence[int], device: str) -> None:
@@ -71,7 +71,7 @@ def _left(group: Path, limit: str, used: str, idle: str) -> float:
     if granted == "max":
         return math.inf
     cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    return int(granted) - int((group / used).read_text()) + int(cached.get(idle, 0))
+    return int(granted) - int((group / used).read_text()) + sum(int(cached.get(name, 0)) for name in idle.split())
 
 
 def _available() -> int:

@@ -2,13 +2,16 @@
 
 A chunk covers CHUNK slots of one member, counted from slot 0, and is written once when it is complete. Until then each
 save writes the part there is under a new name; so no file that an older checkpoint lists is ever changed, and `prune`
-removes what is not needed once the new checkpoint stands. A file is the zstd frame of the fields' bytes, one field
-after the other in the order of `Ring.read`.
+removes what is not needed once the new checkpoint stands. Both checkpoints of a run share most files: each save reads
+some of them again, in turn, and one that has been damaged since is written anew from what is in memory.
+
+A file is the zstd frame of the fields' bytes, one field after the other in the order of `Ring.read`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +21,23 @@ from core import files
 from core.replay_ring import Ring
 
 CHUNK = 1_000
+LOOKED_AT = 16  # known files that a save reads again
 PREFIX = "replay-"
 
 
-def save_chunks(ring: Ring, folder: Path, known: list[dict]) -> list[dict]:
+def save_chunks(ring: Ring, folder: Path, known: list[dict], turn: int = 0) -> list[dict]:
     """Write every live slot that no `known` file holds. -> the files that hold the ring now, in order.
 
-    A file is {"file", "sha256", "member", "first", "last"}; slots first to last inclusive.
+    A file is {"file", "sha256", "member", "first", "last"}; slots first to last inclusive. turn: counts the saves, and
+    decides which of the known files are read again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    present = {(file["member"], file["last"]): file for file in known if (folder / file["file"]).exists()}
+    turns = -(-len(known) // LOOKED_AT)
+    present = {
+        (file["member"], file["last"]): file
+        for place, file in enumerate(known)
+        if (place % turns != turn % turns and (folder / file["file"]).exists()) or _whole(folder, file)
+    }
     chunks = []
     for member in range(ring.members):
         for first, last in ring.pieces(member, CHUNK):
@@ -59,6 +69,19 @@ def prune(folder: Path, keep: set[str]) -> None:
         for path in folder.glob(pattern):
             if path.name not in keep:
                 path.unlink()
+
+
+def _whole(folder: Path, file: dict) -> bool:
+    """Whether a file is as it was written; a line where it is not."""
+    path = folder / file["file"]
+    try:
+        if hashlib.sha256(path.read_bytes()).hexdigest() == file["sha256"]:
+            return True
+        found = "had been damaged"
+    except OSError as error:
+        found = f"cannot be read ({error.strerror})"
+    print(f"{path} {found}; it is written again", file=sys.stderr)
+    return False
 
 
 def _write(ring: Ring, folder: Path, member: int, first: int, last: int) -> dict:

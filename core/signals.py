@@ -11,14 +11,15 @@ import os
 import signal
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 DIVERGED, ENVIRONMENT, UNSAVED = 3, 4, 5  # exit codes
 
 
 class Stop:
     """Inside the block a signal to stop becomes `requested`; Ctrl-C after that raises KeyboardInterrupt at once.
 
-    SIGTERM comes from schedulers and `kill`, SIGINT from Ctrl-C, SIGUSR1 from `sbatch --signal=B:USR1@120`.
+    SIGTERM comes from schedulers and `kill`, SIGINT from Ctrl-C, SIGUSR1 from `sbatch --signal=B:USR1@120`, SIGHUP from
+    a terminal that is closed; who has started the process with nohup wants it to outlive that.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,9 @@ class Stop:
             self.requested, self.exit_code, self.advice = reason, code, advice
 
     def __enter__(self) -> Stop:
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+        self._before = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

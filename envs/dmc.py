@@ -159,9 +159,9 @@ def _loading_renderer() -> Iterator[None]:
     """Of whatever OpenGL's loaders raise, one line: ValueError."""
     try:
         yield
-    except ModuleNotFoundError:
-        raise
     except Exception as error:
+        if os.environ["MUJOCO_GL"] == "disabled" or isinstance(error, ModuleNotFoundError):
+            raise  # OpenGL has no part in it
         raise ValueError(f"env: MUJOCO_GL={os.environ['MUJOCO_GL']} fails ({error}); {PACKAGES}") from error
 
 

@@ -67,8 +67,9 @@ class Vector:
     def step(self, actions: np.ndarray) -> EnvStep:
         """One action each, [n, *action_shape]; an environment whose episode ends begins the next at once."""
         actions = np.array(actions, self.spec.action_dtype)
+        before = list(self._failed)
         played = self._play_all(actions)
-        failed = [last == episode for last, episode in zip(self._failed, self._episode, strict=True)]
+        failed = [now != then for now, then in zip(self._failed, before, strict=True)]
         episodes = []
         for i, t in enumerate(played):
             if t.terminated or t.truncated:
@@ -132,6 +133,7 @@ class Vector:
 
     def _play_all(self, actions: np.ndarray) -> list[Transition]:
         seen, scores, lengths = self.observation, list(self._score), [len(mine) for mine in self._actions]
+        failed, failures, faults = list(self._failed), list(self.failures), dict(self.faults)
         self.observation = self.observation.copy()
         played: list[Transition] = []
         for i, action in enumerate(actions):
@@ -139,6 +141,7 @@ class Vector:
                 played.append(self._play_or_restart(i, action))
             except FAILURES as error:
                 self.observation, self._score = seen, scores
+                self._failed, self.failures, self.faults = failed, failures, faults
                 for mine, length in zip(self._actions, lengths, strict=True):
                     del mine[length:]  # of one that was restarted in this step nothing was added
                 raise EnvironmentFailed(self._told(i, error), undone=True, restart=not self._remake) from error

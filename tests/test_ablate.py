@@ -51,6 +51,8 @@ def test_a_cell_is_planned_broken_finished_or_diverged_by_what_its_folder_holds(
     assert progress(cell)[:2] == ("finished", 1.0)
     (cell.folder / "done.json").write_text('{"diverged": [1]}')
     assert progress(cell).status == "diverged"
+    (cell.folder / "done.json").write_text('{"diverged"')  # train.py refuses it, and says so
+    assert progress(cell).status == "broken"
 
 
 def test_a_held_folder_is_running_and_says_how_long_still(file):

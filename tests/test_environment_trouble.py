@@ -211,6 +211,22 @@ def test_one_that_does_not_open_for_the_next_task_ends_the_run_saved_before_it(t
     assert digests(tmp_path / "broken", capsys) == digests(tmp_path / "sound", capsys)
 
 
+def test_a_restart_that_is_undone_leaves_no_mark(tmp_path, failing, opening, capsys):
+    """In one step both fail, and only the first one's place can be taken: the run ends, saved as before that step."""
+    play(tmp_path / "sound")
+    opening(4)
+    failing(71, 72)
+    with pytest.raises(EnvironmentFailed, match="toy/reach, seed 1, episode 1"):
+        play(tmp_path / "broken", "on_failure=restart")
+    failing()
+    opening()
+    play(tmp_path / "broken", "on_failure=restart")
+    for name in ("checkpoints/000000000080/state.pt",):
+        whole, gone_on = (checkpoint.load((tmp_path / run / name).parent) for run in ("sound", "broken"))
+    assert [env["failed"] for env in gone_on["envs"]["envs"]] == [None, None]
+    assert gone_on["replay"]["digest"] == whole["replay"]["digest"]
+
+
 def test_where_none_opens_in_its_place_the_run_ends_saved(tmp_path, failing, opening):
     opening(3)
     failing(91)

@@ -19,12 +19,14 @@ from spoilers import sign, write_manifest
 
 import ablate
 import train
-from core import checkpoint, files
+from core import checkpoint, files, replay_store
 from core.command_line import load
 from core.config import BadConfig
 from core.offline import FIELDS, OfflineData
 from core.policy import load_policy
 from core.randomness import host_generator
+from core.replay import Replay
+from core.replay_store import LOOKED_AT, save_chunks
 from core.run import main as run_command
 
 FLIPS = 100  # of each kind of byte
@@ -48,6 +50,36 @@ def run(finished, tmp_path) -> Path:
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "done.json").unlink()
     return folder
+
+
+def test_a_file_that_older_checkpoints_share_is_written_again_once_it_is_found_damaged(tmp_path, capsys):
+    """Slots never change: what is in memory is what was written. Every save reads some files again."""
+    replay = Replay(CONTROL, [0], 5_000)
+    step = (np.ones((1, *CONTROL.obs_shape)), np.ones((1, CONTROL.action_dim)), np.ones(1))
+    for _ in range(2_500):
+        replay.add(*step, np.zeros(1, bool), np.zeros(1, bool), step[0])
+    saved = replay.save(tmp_path)
+    path = tmp_path / saved["files"][0]["file"]
+    sound = path.read_bytes()
+    with changed(path, len(sound) // 2, sound[len(sound) // 2] ^ 1):
+        assert path.read_bytes() != sound
+        assert replay.save(tmp_path) == saved
+        assert path.read_bytes() == sound
+    assert f"{path} had been damaged; it is written again" in capsys.readouterr().err
+    many = [dict(saved["files"][0], last=last) for last in range(3 * LOOKED_AT - 1)]
+    turns = [{place for place in range(len(many)) if place % 3 == turn} for turn in range(3)]
+    read = [looked_at(tmp_path, many, turn) for turn in range(4)]
+    assert read == [*turns, turns[0]] and max(map(len, read)) <= LOOKED_AT
+
+
+def looked_at(folder: Path, known: list[dict], turn: int) -> set[int]:
+    """Which of the known files a save reads: all are said to be damaged."""
+    replay = Replay(CONTROL, [0], 10)
+    found = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(replay_store, "_whole", lambda folder, file: found.append(file["last"]))
+        save_chunks(replay.ring, folder, known, turn)
+    return set(found)
 
 
 # flipped bytes

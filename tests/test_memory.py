@@ -7,15 +7,15 @@ import pytest
 
 from core import memory
 
-V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-V2 = ("memory.max", "memory.current", "inactive_file")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file")
+V2 = ("memory.max", "memory.current", "inactive_file", "active_file")
 
 
-def group(folder: Path, names: tuple[str, str, str], limit: str, used: int, idle: int) -> None:
+def group(folder: Path, names: tuple[str, ...], limit: str, used: int, idle: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {idle}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {idle // 2}\n{names[3]} {idle - idle // 2}\n")
 
 
 def test_a_group_leaves_what_its_limit_and_those_above_it_leave(tmp_path):

@@ -484,8 +484,17 @@ def test_without_git_or_anything_else_a_run_still_starts(tmp_path, monkeypatch):
 # being asked to stop
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
-def test_a_signal_becomes_a_request_with_its_exit_code(name, code):
+@pytest.fixture
+def hangup():
+    """What SIGHUP does, as the process was started: it ends it, or, by nohup, nothing."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138), ("SIGHUP", 129)])
+def test_a_signal_becomes_a_request_with_its_exit_code(name, code, hangup):
+    hangup(signal.SIG_DFL)
     before = signal.getsignal(signal.Signals[name])
     with Stop() as stop:
         assert (stop.requested, stop.exit_code) == (None, 0)
@@ -494,6 +503,14 @@ def test_a_signal_becomes_a_request_with_its_exit_code(name, code):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested == name
     assert signal.getsignal(signal.Signals[name]) is before
+
+
+def test_what_was_started_with_nohup_outlives_its_terminal(hangup):
+    hangup(signal.SIG_IGN)
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_the_second_control_c_ends_the_process_at_once():
