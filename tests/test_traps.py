@@ -30,6 +30,7 @@ RUN = ["agent=dqn", "env=toy/lives", "net=nature", "net.width=16", "net.padding=
 RUN += ["steps=60", "warmup=20", "agent.n_step=3", "replay=prioritised", "agent.act_with=target", "seeds=[0,1]"]
 RUN += ["agent.epsilon_decay=10", "interventions=[reset]", "interventions.reset.when.every=15"]
 RUN += ["interventions.reset.when.unit=agent_steps", "eval_every=15", "eval_episodes=2", "compile=false"]
+RUN += ["agent.evaluate_with=params"]
 RUN += ["observe_every=0", "rank_every=0", "probe_every=0"]
 
 
@@ -92,10 +93,10 @@ def test_the_weights_that_are_asked_for_act_in_training_and_others_are_evaluated
 
 def test_what_is_stored_is_what_was_acted_on_and_the_true_last_observation(recorded):
     ends = 0
-    for before, step, (obs, action, reward, terminal, ended, next_obs), after in recorded.stored:
+    for before, step, (obs, action, reward, terminal, ended, next_obs, failed), after in recorded.stored:
         assert np.array_equal(obs, before) and np.array_equal(next_obs, step.next_obs)
-        shown = (step.action, step.reward, step.terminal, step.ended)
-        assert all(np.array_equal(a, b) for a, b in zip((action, reward, terminal, ended), shown, strict=True))
+        shown = (step.action, step.reward, step.terminal, step.ended, step.failed)
+        assert all(np.array_equal(a, b) for a, b in zip((action, reward, terminal, ended, failed), shown, strict=True))
         for i in range(2):
             ends += bool(ended[i])
             assert ended[i] or np.array_equal(next_obs[i], after[i])
