@@ -54,6 +54,7 @@ class AgentSession(Session):
             raise ValueError(f"warmup: {config.warmup} given; expected more than agent.n_step={settings.n_step}")
         assemble.check_role(self.agent, settings.act_with, "act_with")
         self.evaluated = assemble.evaluated_role(self.agent)
+        self._short = ""
         replay = self._replay(spec)
         self._drawn: dict[tuple[int, int], Batch] = {}  # by agent step and update, for the updates to come
         self.offline = None
@@ -218,8 +219,8 @@ class AgentSession(Session):
         except (RuntimeError, MemoryError) as error:
             slots = f"{options['capacity']} slots for each of {len(self.config.seeds)} seeds"
             raise ValueError(f"replay.capacity: no memory for {slots}; lower it ({one_line(error)[:80]})") from error
-        free = free_memory(device)
-        self._short = f"{size(replay.nbytes)} when full, {size(free)} are free now" if replay.nbytes > free else ""
+        if device == "cpu" and replay.nbytes > (free := free_memory()):  # a GPU has given it by now
+            self._short = f"{size(replay.nbytes)} when full, {size(free)} are free now"
         return replay
 
     def _switch_to(self, task: Any, envs: list[Env]) -> None:

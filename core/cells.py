@@ -36,12 +36,12 @@ class Progress(NamedTuple):
 def progress(cell: Cell, ours: bool = False) -> Progress:
     """Read a cell's folder; nothing is written. ours: the caller has it running."""
     folder, steps = cell.folder, cell.config.steps
-    if (folder / DONE).exists():
-        try:
-            diverged = files.read_json(folder / DONE).get("diverged", [])
-        except ValueError:  # who starts it again is told what is wrong
-            return Progress("broken", 0.0, None)
-        return Progress("diverged" if diverged else "finished", 1.0, None)
+    try:
+        done = files.read_json(folder / DONE)
+    except (ValueError, OSError):  # who starts it again is told what is wrong
+        return Progress("broken", 0.0, None)
+    if done is not None:
+        return Progress("diverged" if done.get("diverged") else "finished", 1.0, None)
     if ours or held(folder):
         row = _last_row(folder / "timing.jsonl")
         done, speed = row.get("step", 0), row.get("env_steps_per_second", 0.0)

@@ -187,8 +187,8 @@ def examine(config: Config) -> int:
             continue
         try:
             print(f"ok      {name:<10} {check(config)}", flush=True)
-        except Fault as fault:
-            print(f"FAULT   {name:<10} {fault}", flush=True)
+        except FAILURES as fault:  # a Fault, or what the machine makes of the question
+            print(f"FAULT   {name:<10} {fault if isinstance(fault, Fault) else told(fault)}", flush=True)
             code = code or own
     if code not in (CHECKS["simulator"][0], CHECKS["device"][0], CHECKS["memory"][0]):
         print("        timing, after the first update has compiled ...", flush=True)

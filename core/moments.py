@@ -1,6 +1,7 @@
 """Mean and variance of all vectors seen so far, member by member, one at a time (Welford 1962).
 
-A vector counts once its step has been taken; in SimBa's code (Lee et al. 2025) already when the step is decided on.
+A vector counts once its step has been taken, or the environment has failed in it; in SimBa's code (Lee et al. 2025)
+already when the step is decided on.
 """
 
 from __future__ import annotations

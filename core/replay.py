@@ -55,7 +55,7 @@ class Replay:
         self.moments = Moments(len(self.seeds), *spec.obs_shape) if standardise else None
         self._members = np.arange(len(self.seeds))
         self._files: list[dict] = []  # what is on disk
-        self._saves = 0
+        self._unread: list[str] = []  # the same by name, the longest unread first
         self._digests: dict[tuple[int, int, int], bytes] = {}  # of slots first to last of a member
 
     def __len__(self) -> int:
@@ -189,8 +189,7 @@ class Replay:
     def save(self, folder: Path) -> dict:
         """Write what is new to chunks in `folder`. -> plain data for the checkpoint; "files" lists what it needs."""
         ring = self.ring
-        self._files = save_chunks(ring, folder, self._files, self._saves)
-        self._saves += 1
+        self._files = save_chunks(ring, folder, self._files, self._unread)
         saved: dict[str, Any] = {"files": [dict(file) for file in self._files]}
         saved |= {"moments": self.moments.state_dict() if self.moments else None}
         saved |= {"count": ring.count.tolist(), "oldest": ring.oldest.tolist(), "priorities": None}

@@ -25,18 +25,18 @@ LOOKED_AT = 16  # known files that a save reads again
 PREFIX = "replay-"
 
 
-def save_chunks(ring: Ring, folder: Path, known: list[dict], turn: int = 0) -> list[dict]:
+def save_chunks(ring: Ring, folder: Path, known: list[dict], unread: list[str]) -> list[dict]:
     """Write every live slot that no `known` file holds. -> the files that hold the ring now, in order.
 
-    A file is {"file", "sha256", "member", "first", "last"}; slots first to last inclusive. turn: counts the saves, and
-    decides which of the known files are read again.
+    A file is {"file", "sha256", "member", "first", "last"}; slots first to last inclusive. unread: names of files, the
+    longest unread first; of the known ones the first are read again, and go to its end.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    turns = -(-len(known) // LOOKED_AT)
+    due = _due(known, unread)
     present = {
         (file["member"], file["last"]): file
-        for place, file in enumerate(known)
-        if (place % turns != turn % turns and (folder / file["file"]).exists()) or _whole(folder, file)
+        for file in known
+        if (_whole(folder, file) if file["file"] in due else (folder / file["file"]).exists())
     }
     chunks = []
     for member in range(ring.members):
@@ -69,6 +69,14 @@ def prune(folder: Path, keep: set[str]) -> None:
         for path in folder.glob(pattern):
             if path.name not in keep:
                 path.unlink()
+
+
+def _due(known: list[dict], unread: list[str]) -> set[str]:
+    """The names whose turn it is; `unread` is brought up to date."""
+    names = dict.fromkeys(file["file"] for file in known)
+    waiting = list(dict.fromkeys(name for name in [*unread, *names] if name in names))  # new ones last
+    unread[:] = waiting[LOOKED_AT:] + waiting[:LOOKED_AT]
+    return set(waiting[:LOOKED_AT])
 
 
 def _whole(folder: Path, file: dict) -> bool:

@@ -48,7 +48,7 @@ class Trace:
     def step(self, number: int, action: np.ndarray, step: EnvStep) -> None:
         """Agent step `number` was taken. What is seen of it leads with [n]."""
         shown = {"action": action, "observation": step.next_obs, "reward": step.reward}
-        shown |= {"terminal": step.terminal, "ended": step.ended}
+        shown |= {"terminal": step.terminal, "ended": step.ended, "failed": step.failed}
         self._row(f"step {number}", {"env": {name: digests(value) for name, value in shown.items()}})
 
     def event(self, updates: int, row: Mapping[str, Any], states: States) -> None:

@@ -19,14 +19,14 @@ from spoilers import sign, write_manifest
 
 import ablate
 import train
-from core import checkpoint, files, replay_store
+from core import checkpoint, files
 from core.command_line import load
 from core.config import BadConfig
 from core.offline import FIELDS, OfflineData
 from core.policy import load_policy
 from core.randomness import host_generator
 from core.replay import Replay
-from core.replay_store import LOOKED_AT, save_chunks
+from core.replay_store import LOOKED_AT, _due
 from core.run import main as run_command
 
 FLIPS = 100  # of each kind of byte
@@ -66,20 +66,20 @@ def test_a_file_that_older_checkpoints_share_is_written_again_once_it_is_found_d
         assert replay.save(tmp_path) == saved
         assert path.read_bytes() == sound
     assert f"{path} had been damaged; it is written again" in capsys.readouterr().err
-    many = [dict(saved["files"][0], last=last) for last in range(3 * LOOKED_AT - 1)]
-    turns = [{place for place in range(len(many)) if place % 3 == turn} for turn in range(3)]
-    read = [looked_at(tmp_path, many, turn) for turn in range(4)]
-    assert read == [*turns, turns[0]] and max(map(len, read)) <= LOOKED_AT
 
 
-def looked_at(folder: Path, known: list[dict], turn: int) -> set[int]:
-    """Which of the known files a save reads: all are said to be damaged."""
-    replay = Replay(CONTROL, [0], 10)
-    found = []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(replay_store, "_whole", lambda folder, file: found.append(file["last"]))
-        save_chunks(replay.ring, folder, known, turn)
-    return set(found)
+def test_every_shared_file_is_read_again_in_its_turn_while_the_ring_fills_and_goes_round():
+    """Three new files a save; the ring holds forty. The longest unread come first, so none waits for more than its
+    turn."""
+    unread: list[str] = []
+    last = {}
+    for save in range(60):
+        known = [{"file": str(number)} for number in range(max(0, 3 * save - 40), 3 * save)]
+        due = _due(known, unread)
+        assert len(due) == min(LOOKED_AT, len(known)) and due <= {file["file"] for file in known}
+        last |= dict.fromkeys(due, save)
+        for file in known:
+            assert save - last.get(file["file"], int(file["file"]) // 3) <= 4  # 40 files, of which 16 at a time
 
 
 # flipped bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import pytest
 import report
 from core.ablation import Ablation, read
 from core.cells import Attempts, over
+from core.config import load
 from core.report.board import ReportBoard, measured
-from core.report.card import check_cards
+from core.report.card import card, check_cards
 from core.report.comparison import NotYet, _pairs, compare, curve
 from core.report.scores import matrix, normalise, reached, runs
 from core.statistics import iqm
@@ -25,6 +27,20 @@ seeds: [0, 1]
 settings: {steps: 3_000, eval_every: 1_000, warmup: 100}
 arms: {base: [], ln: [layer_norm]}
 """
+
+
+@pytest.mark.parametrize(
+    ("options", "network"),
+    [
+        ([], "params"),
+        (["agent.target=ema", "agent.act_with=target"], "target"),
+        (["interventions=[ema]", "agent.target=ema", "agent.act_with=target"], "average"),
+        (["interventions=[ema]", "agent.evaluate_with=params"], "params"),
+    ],
+)
+def test_the_card_says_whose_weights_are_evaluated(options, network):
+    config = load(["agent=dqn", "env=toy/chain", *options])
+    assert card(SimpleNamespace(config=config, task="toy/chain"))["network"] == network
 
 
 def score(arm: str, task: str, seed: int, step: int) -> float:

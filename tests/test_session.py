@@ -402,7 +402,7 @@ def test_a_replay_beyond_all_memory_is_refused_and_one_beyond_what_is_free_is_to
     with pytest.raises(ValueError, match="replay.capacity: no memory for 1000000000000 slots for each of 1 seeds"):
         AgentSession(load([*endless, f"run_dir={tmp_path}/run"]))
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(core.agent_session, "free_memory", lambda device: 2**10)
+    monkeypatch.setattr(core.agent_session, "free_memory", lambda: 2**10)
     AgentSession(load([*RUNS["sac"], f"run_dir={tmp_path}/run"]))
     assert "MiB when full, 0 MiB are free now: lower replay.capacity" in capsys.readouterr().err
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from core.ablation import Cell
+from core.config import Config
 from core.report.scores import scale
 
 SHOWN_ONLY = ("network",)  # an intervention may be about which network is evaluated
@@ -22,9 +23,17 @@ def card(cell: Cell) -> dict[str, Any]:
         "episodes": config.eval_episodes,
         "last episodes": config.final_episodes or config.eval_episodes,
         "epsilon": getattr(config.agent, "epsilon_eval", 0.0),
-        "network": config.agent.evaluate_with,
+        "network": _network(config),
         "stream": list(config.stream.tasks),
     }
+
+
+def _network(config: Config) -> str:
+    """Whose weights are evaluated, as core/assemble.py chooses: of those that are on, an intervention's come first."""
+    if config.agent.evaluate_with != "auto":
+        return config.agent.evaluate_with
+    acting = getattr(config.agent, "act_with", "params")
+    return next((i.evaluates for i in config.interventions if i.evaluates), acting)
 
 
 def check_cards(cells: tuple[Cell, ...]) -> dict[str, Any]:
