@@ -37,6 +37,7 @@ from core.captured import Captured
 from core.clock import Clock, Unit
 from core.compiling import compiled
 from core.controls import controlled
+from core.decisions import decisions
 from core.diagnostics import Tier, finite, measure
 from core.events import Context
 from core.intervention import Intervention
@@ -110,6 +111,7 @@ class Engine:
             part.half = self.device.type if precision == "bfloat16" else ""
             if compile and not self.batched:
                 part.compiled_gradient = compiled(part.gradient)
+        self._decide = decisions(cast(Agent, learner), self.states, self._members, together=self.batched)
         run = compiled(self._batched) if self.batched else self._by_member
         self._run = Captured(run) if compile and self.device.type == "cuda" else run
 
@@ -147,16 +149,12 @@ class Engine:
 
         explore: what the agent's `explore(clock)` or `explore_eval` gave.
         """
-        agent = cast(Agent, self.learner)
-        drawn = draw_on_host(agent.act_noise(obs.shape[1]), self.seeds, stream, count)
+        drawn = draw_on_host(cast(Agent, self.learner).act_noise(obs.shape[1]), self.seeds, stream, count)
         noise = {name: tensor.to(self.device, non_blocking=True) for name, tensor in drawn.items()}
         # a copy: NumPy's arrays start at any multiple of 16 bytes, and the bits of a matrix product depend on where
         seen = torch.tensor(obs, device=self.device)
         with torch.inference_mode():
-            actions = [
-                agent.act(self._members[i], seen[i], explore, member(noise, i), role) for i in range(len(self.seeds))
-            ]
-            return torch.stack(actions).cpu().numpy()
+            return self._decide(seen, explore, noise, role).cpu().numpy()
 
     # events
 
