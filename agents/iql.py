@@ -8,8 +8,9 @@ Order: value, actor (with the new value), critic (with the new value), target, i
 code (verified in ikostrikov/implicit_q_learning). The policy is a Gaussian around tanh(mean) whose deviations do not
 depend on the state. Pre-trained on a file of transitions (offline.data, priming.after=0) it goes on online: the rival
 of starting anew with the data (RLPD). The deviations belong to no section of the actor: where=[all] means them too.
-Where we differ: the actor's step size stays, theirs decays by a cosine in offline training; online, half of a batch
-is offline data (offline.share), theirs draws from both as one.
+Where we differ: the actor's step size stays, theirs decays by a cosine in offline training; the rewards of a file are
+taken as they are, theirs of MuJoCo tasks scaled so that best and worst return lie 1,000 apart (to which scale beta
+belongs); online, agent=iql begins with five random steps.
 """
 
 from __future__ import annotations

@@ -119,12 +119,19 @@ class AgentSession(Session):
         return [mixed(batches) for batches in zip(*parts, strict=True)]
 
     def _from_elsewhere(self, size: int, uniform: bool) -> int:
-        """How many samples of a batch are offline data: a share in training, all before the first step."""
+        """How many samples of a batch are offline data: a share in training (pooled: that of all steps that there are to
+        draw from, to the nearest sample), all before the first step."""
         if not self.offline:
             return 0
         if self.clock.agent_steps == 0:
             return size
-        return 0 if uniform else round(self.config.offline.share * size)
+        if uniform:
+            return 0
+        read, lived = (
+            len(self.offline),
+            min(self.clock.agent_steps, self.replay.ring.capacity),
+        )  # the same for all seeds
+        return round((read / (read + lived) if self.config.offline.pooled else self.config.offline.share) * size)
 
     def enter_task(self) -> None:
         """The world changes: other environments, an empty replay unless configured otherwise; the learner stays."""

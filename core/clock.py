@@ -15,7 +15,7 @@ class Clock:
 
     steps: int
     replay_ratio: float = 1.0
-    warmup: int = 0  # agent steps of random actions at the start of a task, without updates
+    warmup: int = 0  # agent steps of random actions at the start of a task, without updates but those of priming
     action_repeat: int = 1
     task_length: int = 0  # env steps of every task but the last; 0: there is one task
     switches: int = 0  # task switches of the whole run, if it is long enough

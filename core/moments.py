@@ -1,7 +1,8 @@
 """Mean and variance of all vectors seen so far, member by member, one at a time (Welford 1962).
 
 A vector counts once its step has been taken, or the environment has failed in it; in SimBa's code (Lee et al. 2025)
-already when the step is decided on.
+already when the step is decided on. Networks learn of the moments with the next update, so a decision is standardised
+by those of the step before, and the first one not at all; SimBa's by those of its own step.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Transitions from elsewhere: an npz file that training batches are mixed with, and such a file made of a run's replay.
 
 The file holds arrays of equal length, in the order in which things happened, of all its episodes one after the other:
-observations [T, d], actions [T, a], rewards [T], next_observations [T, d], terminals [T] (nothing to bootstrap from),
-ends [T] (the next row begins an episode).
+observations [T, d], actions [T, a] (in [-1, 1], as agents decide: -1 and 1 are the ends of what the environment takes),
+rewards [T], next_observations [T, d], terminals [T] (nothing to bootstrap from), ends [T] (the next row begins an
+episode).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from core.run_folder import config_of
 from core.spec import EnvSpec
 from core.state import Batch
 
+ROUNDING = 1e-6  # by which actions may lie beyond their range
 FIELDS = ("observations", "actions", "rewards", "next_observations", "terminals", "ends")
 
 
@@ -49,6 +51,8 @@ class OfflineData:
                 raise ValueError(f"offline.data: {path} has {name} that are not finite")
         if spec.is_discrete and not ((action >= 0) & (action < spec.num_actions)).all():
             raise ValueError(f"offline.data: {path} has actions beyond the {spec.num_actions} of {spec.name}")
+        if not spec.is_discrete and (np.abs(action) > 1 + ROUNDING).any():
+            raise ValueError(f"offline.data: {path} has actions beyond [-1, 1]; stretch the range of each to that")
         self.obs, self.next_obs = obs.astype(spec.obs_dtype), next_obs.astype(spec.obs_dtype)
         self.action, self.reward = action.astype(spec.action_dtype), reward.astype(np.float32)
         self.terminal, self.ends = terminal.astype(bool), ends.astype(bool) | terminal.astype(bool)

@@ -1,7 +1,7 @@
 """A Part is one network and how it is improved. `descend` takes a step; `replant` puts new weights in place.
 
 Two rules keep losses short. Gradient flows only through the argument `params`: whatever is read from `states` is a
-constant, so nothing is ever detached. And `params` is the network in training: it brings the masks of dropout and the
+constant, so no target is ever detached. And `params` is the network in training: it brings the masks of dropout and the
 like, and sums up batch statistics; `weights(s)` and slow copies run as in evaluation.
 """
 
@@ -42,7 +42,7 @@ class Step(NamedTuple):
     noise: Tensors
     outcome: Outcome
     grads: Tensors  # {} in a penalty
-    states: States = {}  # of all parts, as the loss saw them
+    states: States = {}  # of all parts; its own may have taken their step when after-step rules look
     shared: frozenset[str] = frozenset()  # the noise that does not lead with samples
 
 

@@ -59,6 +59,7 @@ class Offline:
 
     data: str = option("", help="an npz file of transitions, as python -m core.run export RUN_DIR writes it")
     share: float = option(0.5, low=0, high=1, help="of every batch; RLPD takes half")
+    pooled: bool = option(False, help="draw from file and replay as from one, whatever the share; IQL does")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Run:
     seeds: tuple[int, ...] = option((0,), low=0, help="one learner each, side by side in one process")
     steps: int = option(100_000, low=1, high=10**12, help="length of the run, env steps")
     replay_ratio: float = option(1.0, above=0, high=10**6, help="updates per agent step; fractions allowed")
-    warmup: int = option(1_000, low=0, help="random agent steps before the first update")
+    warmup: int = option(1_000, low=0, help="random agent steps before the first update (priming apart)")
     stream: Stream = option(Stream())
     priming: Priming = option(Priming())
     offline: Offline = option(Offline())

@@ -6,7 +6,7 @@
 
 One draw per stack of frames: what moves, moves together. Source: DrQ (Kostrikov et al. 2021, section 3.1) for the
 shift; SPR and the Atari agents for the brightness, as in BBF's `drq_image_aug` (verified: pad 4, scale 0.05). Where
-sources differ: crops start at 0..2 shift inclusive, as kornia has it; the JAX code never draws the last one.
+sources differ: crops start at 0..2 shift inclusive, as kornia has it; BBF's code never draws the last one.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from core.clock import Clock
 from core.config import load
 from core.part import descend
 from core.randomness import draw_on_host
+from core.run_options import Priming
 from core.spec import EnvSpec
 from core.state import clone, member, weights
 
@@ -398,7 +399,8 @@ def test_the_defaults_are_those_of_the_authors_locomotion_tasks():
     assert (o.learning_rate, o.weight_decay, o.batch_size, o.discount, o.n_step) == (3e-4, 0.0, 256, 0.99, 1)
     assert (o.critics, o.tau, o.expectile, o.beta) == (2, 0.005, 0.7, 3.0)
     assert (config.net, config.value) == (nets.Vectors(width=256, depth=2, init="orthogonal"), nets.Scalar("mse"))
-    assert config.replay_ratio == 1 and config.priming.after == 0
+    assert (config.replay_ratio, config.warmup, config.offline.pooled) == (1, 5, True)
+    assert load(["agent=iql", "env=dmc/walker-walk", "steps=500_000"]).priming == Priming(1_000_000, 0)
     agent = iql()
     assert all(
         (p.optim.b1, p.optim.b2, p.optim.eps, p.optim.clip_norm) == (0.9, 0.999, 1e-8, 0) for p in agent.parts.values()

@@ -191,9 +191,9 @@ def test_blocks_without_their_last_layer_are_the_identity(spec):
 # trunks: their size and their birth
 
 
-def sizes(name: str) -> dict[str, int]:
-    config = load([f"agent={name}", "env=dmc/walker-walk"])
-    agent = SAC(config.agent, WALKER, config.net, config.value)
+def sizes(name: str, *arguments: str) -> dict[str, int]:
+    config = load([f"agent={name}", "env=dmc/walker-walk", *arguments])
+    agent = SAC(config.agent, WALKER, config.net, config.value, config.interventions)
     return {part.name: sum(math.prod(shape) for shape in part.shapes.values()) for part in agent.parts.values()}
 
 
@@ -219,6 +219,8 @@ def test_rlpd_has_ten_critics_of_the_published_size_on_walker():
     critic = (30 * 256 + 256) + (256 * 256 + 256) + (256 + 1)
     actor = (24 * 256 + 256) + (256 * 256 + 256) + 2 * (256 * 6 + 6)
     assert sizes("rlpd") == {"critic": 10 * critic, "actor": actor, "alpha": 1}
+    critic += 2 * 2 * 256  # layer normalisation, as published
+    assert sizes("rlpd", "interventions=[critic_norm]") == {"critic": 10 * critic, "actor": actor, "alpha": 1}
 
 
 def check_orthogonal(weight: torch.Tensor, gain: float):
@@ -993,6 +995,8 @@ def test_one_observation_has_no_variance_and_a_constant_stays_zero():
     assert moments.tensors()["obs_mean"].tolist() == [[5, 7]] and moments.tensors()["obs_var"].tolist() == [[1, 1]]
     for other in (3.0, 4.0):
         moments.add(np.array([[other, 0.1]], np.float32))
+    np.testing.assert_allclose(moments.tensors()["obs_mean"].numpy(), [[4.0, 2.4]], rtol=1e-6)
+    np.testing.assert_allclose(moments.tensors()["obs_var"].numpy(), [[2 / 3, 2 * 2.3**2]], rtol=1e-6)
     constant = Moments(1, 1)
     for _ in range(1000):
         constant.add(np.full((1, 1), 0.1, np.float32))
@@ -1141,7 +1145,7 @@ def digests(folder, capsys) -> dict[str, str]:
 def played(folder, stop: int = 0) -> list[np.ndarray]:
     """Run, or until `stop` env steps. -> observations that were acted on"""
     run, shown = AgentSession(load([*RUN, f"run_dir={folder}"])), []
-    step, add = run.envs.step, run.replay.add
+    step = run.envs.step
 
     def noted(action):
         shown.append(run.envs.frame.copy())
@@ -1155,7 +1159,6 @@ def played(folder, stop: int = 0) -> list[np.ndarray]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     run.progress.step = watch
-    assert run.replay.add == add
     with run:
         train.loop(run.config, run)
     return shown
@@ -1220,13 +1223,11 @@ def test_bro_is_configured_as_published():
 def test_bros_resets_fall_on_the_published_steps():
     """As the comment of its configuration says how to have them."""
     steps = [15_001, 50_001, 250_001, 500_001, 750_001]
-    given = ["interventions=[full_reset]", "interventions.full_reset.when.every=0"]
-    given += [
-        "interventions.full_reset.when.unit=env_steps",
-        f"interventions.full_reset.when.at={steps}".replace(" ", ""),
-    ]
+    given = ["interventions=[full_reset]", f"interventions.full_reset.when.at={steps}".replace(" ", "")]
+    given += ["interventions.full_reset.toward=birth", "interventions.full_reset.renew_birth=false"]
     (reset,) = load(["agent=bro", "env=dmc/walker-walk", "steps=1_000_000", *given]).interventions
     assert (reset.on, reset.where, reset.optimizer) == (("*", "alpha"), ("all",), "touched")
+    assert (reset.toward, reset.renew_birth) == ("birth", False)
     for step in steps:
         for now in (step - 1, step, step + 1):
             clock = Clock(
@@ -1248,6 +1249,10 @@ def test_rlpd_is_configured_as_published():
     assert not any(layer.kind == "norm" for layer in agent.actor.layers)
 
 
+def due(when: When, env_steps: int) -> bool:
+    return when.due(Clock(steps=500_000, env_steps=env_steps, last={"env_steps": env_steps - 1}))
+
+
 def test_sr_sac_is_configured_as_published():
     config = load(["agent=sr_sac", "env=dmc/walker-walk", "interventions=[full_reset]"])
     o, net, (reset,) = config.agent, config.net, config.interventions
@@ -1257,6 +1262,7 @@ def test_sr_sac_is_configured_as_published():
     assert (config.replay_ratio, config.warmup) == (32, 10_000)
     assert (reset.when.every, reset.when.unit, reset.on, reset.where) == (80_000, "env_steps", ("*", "alpha"), ("all",))
     assert reset.when.every * config.replay_ratio == 2_560_000
+    assert [now for now in range(1, 500_001) if due(reset.when, now)] == [80_000 * k for k in range(1, 6)]
 
 
 def test_a_full_reset_leaves_nothing_but_data():

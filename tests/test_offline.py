@@ -22,11 +22,11 @@ RUN += ["eval_every=30", "eval_episodes=1", "observe_every=10", "log_every=20"]
 
 
 def written(path: Path, **changed) -> str:
-    """Two episodes, 0 1 2 (truncated in 3) and 10 11 (terminated); step t has reward t."""
+    """Two episodes, 0 1 2 (truncated in 3) and 10 11 (terminated); step t has reward t and action -t / 16."""
     obs = np.array([[0.0], [1], [2], [10], [11]], np.float32)
     arrays = {
         "observations": obs,
-        "actions": -obs,
+        "actions": -obs / 16,
         "rewards": obs[:, 0],
         "next_observations": obs + 1,
         "terminals": np.array([0, 0, 0, 0, 1], bool),
@@ -51,7 +51,7 @@ def test_windows_are_cut_at_ends_and_bootstrap_from_truncations_alone(tmp_path, 
             assert float(batch["reward"][m, i]) == pytest.approx(reward)
             assert float(batch["next_obs"][m, i, 0]) == first + steps
             assert float(batch["discount"][m, i]) == (0 if terminal else 0.5**steps)
-            assert float(batch["action"][m, i, 0]) == -first
+            assert float(batch["action"][m, i, 0]) == -first / 16
             seen.add(first)
     assert seen == set(ends)
 
@@ -155,6 +155,18 @@ def test_training_takes_its_share_and_nothing_else_does(tmp_path, data):
         assert (run.sample("observe", 3)["index"] == -1).sum() == 0
 
 
+def test_pooled_every_step_is_as_likely_whether_it_was_lived_or_read(tmp_path, data):
+    arguments = [*RUN, "agent=sac", "warmup=20", f"offline.data={data}", "offline.pooled=true"]
+    run = AgentSession(load([*arguments, "agent.batch_size=100", f"run_dir={tmp_path / 'run'}"]))
+    with run:
+        assert (run.sample("replay", 0)["index"] == -1).all()
+        train.loop(run.config, run)
+        read, lived = len(run.offline), run.clock.agent_steps
+        assert lived > 0 and round(100 * read / (read + lived)) not in (0, 50, 100)
+        assert (run.sample("replay", 3)["index"] == -1).sum(1).tolist() == [round(100 * read / (read + lived))] * 2
+        assert (run.sample("observe", 3)["index"] == -1).sum() == 0
+
+
 def test_iql_learns_before_its_first_step_and_goes_on(tmp_path, data, capsys):
     arguments = [*RUN, "agent=iql", "priming.updates=30", f"offline.data={data}"]
     arguments += ["agent.batch_size=8", "replay=prioritised"]
@@ -169,6 +181,7 @@ def test_iql_learns_before_its_first_step_and_goes_on(tmp_path, data, capsys):
         ({"rewards": None}, "has no rewards; expected observations, actions"),
         ({"rewards": np.zeros(3)}, r"arrays of lengths \[5, 5, 3, 5, 5, 5\]; expected equal ones"),
         ({"actions": np.zeros((5, 2))}, r"has actions of shape \(2,\); expected \(1,\)"),
+        ({"actions": np.array([[1.0], [-1.0], [0.0], [2.0], [0.0]])}, r"has actions beyond \[-1, 1\]; stretch"),
         ({"rewards": np.zeros((5, 1))}, r"has rewards of shape \(1,\); expected \(\)"),
         ({"next_observations": np.zeros((5, 3))}, r"has next_observations of shape \(3,\); expected \(1,\)"),
         ({"rewards": np.full(5, np.nan)}, "has rewards that are not finite"),
