@@ -119,8 +119,8 @@ class AgentSession(Session):
         return [mixed(batches) for batches in zip(*parts, strict=True)]
 
     def _from_elsewhere(self, size: int, uniform: bool) -> int:
-        """How many samples of a batch are offline data: a share in training (pooled: that of all steps that there are to
-        draw from, to the nearest sample), all before the first step."""
+        """How many samples of a batch are offline data: a share in training (pooled: the file's of all steps, to the
+        nearest sample), all before the first step."""
         if not self.offline:
             return 0
         if self.clock.agent_steps == 0:
