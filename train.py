@@ -41,7 +41,7 @@ def loop(config: Config, run) -> None:
 
         # evaluation comes before the step's events (of its last update): a score is not taken within a recovery
         due = clock.passed(config.eval_every, "env_steps") or not clock.running or not clock.agent_steps
-        if due and not run.evaluate():  # told to stop
+        if (due or run.evaluating) and not run.evaluate():  # told to stop
             break
         run.intervene("updates", "agent_steps", "env_steps")
         if clock.running and clock.passed(config.log_every, "env_steps"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -127,11 +128,10 @@ class AgentSession(Session):
             return size
         if uniform:
             return 0
-        read, lived = (
-            len(self.offline),
-            min(self.clock.agent_steps, self.replay.ring.capacity),
-        )  # the same for all seeds
-        return round((read / (read + lived) if self.config.offline.pooled else self.config.offline.share) * size)
+        if not self.config.offline.pooled:
+            return round(self.config.offline.share * size)
+        read, lived = len(self.offline), min(self.clock.agent_steps, self.replay.ring.capacity)  # of every seed alike
+        return round(read / (read + lived) * size)
 
     def enter_task(self) -> None:
         """The world changes: other environments, an empty replay unless configured otherwise; the learner stays."""
@@ -205,7 +205,8 @@ class AgentSession(Session):
 
     def state_dict(self) -> dict[str, Any]:
         where = {"task_step": self.task.start, "evaluating": self.evaluating}
-        return super().state_dict() | where | {"envs": self.envs.state_dict()}
+        data = self.offline.sha256 if self.offline else ""
+        return super().state_dict() | where | {"envs": self.envs.state_dict(), "offline.data": data}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)
@@ -241,8 +242,10 @@ class AgentSession(Session):
 
     def _open(self, task: str) -> Env:
         make = assemble.environments(self.config, task)
+        self.watchdog.waiting_for = lambda: f"{task}, opened"
         try:
-            return make()
+            with self.watchdog:
+                return make()
         except (ValueError, OSError):
             raise
         except FAILURES as error:  # whatever a simulator raises is what is wrong with it
@@ -252,7 +255,8 @@ class AgentSession(Session):
 
     def _looks_of(self, task: str) -> EnvSpec:
         env = self._open(task)
-        env.close()
+        with self.watchdog, suppress(*FAILURES):  # it has shown what it was opened for
+            env.close()
         return env.spec
 
     def _opened(self, task: str) -> list[Env]:

@@ -32,7 +32,7 @@ from core import files
 from core.options import one_line, told
 from core.replay_store import prune
 
-FORMAT = 3
+FORMAT = 4
 KEPT = 2
 CHECKPOINTS, REPLAY, STATE, MANIFEST = "checkpoints", "replay", "state.pt", "manifest.json"
 ENTRIES = ("states", "engine", "clock", "pending", "replay", "records", "config")  # in the state of every kind of run

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+COUNTS = ("env_steps", "agent_steps", "updates", "tasks", "task_start", "task_updates")
 Unit = Literal["updates", "agent_steps", "env_steps", "tasks"]
 
 
@@ -27,6 +28,7 @@ class Clock:
     tasks: int = 0  # task switches so far
     task_start: int = 0  # agent step at which the current task began
     task_updates: int = 0  # updates done when the current task began
+    forgiven: int = 0  # updates of this task that are owed no more, or are to be made all the same
     last: dict[str, int] = field(default_factory=dict)  # counters before the latest advance, by unit
 
     @property
@@ -65,10 +67,13 @@ class Clock:
     def updates_due(self) -> int:
         """Updates owed at this agent step: replay_ratio per step after warm-up, fractions carried, never caught up; and
         those of priming once its step has come."""
+        return max(0, self._owing())
+
+    def _owing(self) -> int:
         owed = self._owed(self.task_steps - self.warmup)
         if not self.tasks and self.agent_steps >= self.primed_after:
             owed += self.primed
-        return max(0, owed - (self.updates - self.task_updates))
+        return owed - self.forgiven - (self.updates - self.task_updates)
 
     def _owed(self, trained: int) -> int:
         """Updates after so many agent steps past warm-up; a hair above, for ratios that binary fractions miss."""
@@ -95,21 +100,29 @@ class Clock:
         """The world changes: schedules that count from a task's start begin anew."""
         self.last["tasks"] = self.tasks
         self.tasks += 1
-        self.task_start, self.task_updates = self.agent_steps, self.updates
+        self.task_start, self.task_updates, self.forgiven = self.agent_steps, self.updates, 0
 
     def passed(self, every: int, unit: Unit) -> bool:
         """Did the latest advance of `unit` reach a multiple of `every`? 0 means never."""
         return every > 0 and self.now(unit) // every > self.last.get(unit, 0) // every
 
     def state_dict(self) -> dict:
-        names = ("env_steps", "agent_steps", "updates", "tasks", "task_start", "task_updates")
-        return {name: getattr(self, name) for name in names} | {"last": dict(self.last)}
+        counts = {name: getattr(self, name) for name in COUNTS}
+        return counts | {"last": dict(self.last), "forgiven": self.forgiven, "owing": self._owing()}
 
     def load_state_dict(self, saved: dict) -> None:
-        """Raises KeyError for a count that is not there, ValueError for one that no run reaches."""
-        for name in self.state_dict():
-            counts = saved[name] if name == "last" else {name: saved[name]}
-            for unit, count in counts.items():
-                if type(count) is not int or not 0 <= count < 2**60:
-                    raise ValueError(f"{unit}: {count} given; expected a count that a run reaches")
-            setattr(self, name, dict(counts) if name == "last" else saved[name])
+        """Go on from there. Where replay ratio, warm-up or priming are others than when it was saved, what was owed
+        then is owed now, and the new ones hold from here on: no burst of updates, no pause makes up for the past.
+
+        Raises KeyError for a count that is not there, ValueError for one that no run reaches.
+        """
+        for name, count in (*((name, saved[name]) for name in COUNTS), *saved["last"].items()):
+            if type(count) is not int or not 0 <= count < 2**60:
+                raise ValueError(f"{name}: {count} given; expected a count that a run reaches")
+        for name in ("forgiven", "owing"):
+            if type(saved[name]) is not int or not abs(saved[name]) < 2**60:
+                raise ValueError(f"{name}: {saved[name]} given; expected a number of updates")
+        for name in (*COUNTS, "forgiven"):
+            setattr(self, name, saved[name])
+        self.last = dict(saved["last"])
+        self.forgiven += self._owing() - saved["owing"]

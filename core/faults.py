@@ -59,9 +59,19 @@ class Watch:
         self._looks: deque[_Look] = deque()
         self._found: list[Fault] = []
 
-    def begin(self) -> None:
-        """Those that are frozen by now are known: they come from a checkpoint."""
-        self._known = self._engine.alive.tolist()
+    def state_dict(self) -> dict:
+        """What is known, and what nobody has been told of yet: when faults are told does not depend on when a run is
+        saved. Waits for the device."""
+        self._read_all()
+        return {"known": list(self._known), "found": [fault._asdict() for fault in self._found]}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Raises ValueError for what is of other members than these."""
+        known, found = list(saved["known"]), [Fault(**fault) for fault in saved["found"]]
+        members = {len(known)} | {fault.member + 1 for fault in found}
+        if len(known) != len(self._known) or max(members) > len(known) or {type(alive) for alive in known} - {bool}:
+            raise ValueError(f"known: {known} given; expected whether each of {len(self._known)} members lives")
+        self._known, self._found = known, found
 
     def look(self, batch: Batch, update: int, step: int) -> bool:
         """After an update with this batch, leaves [n, B, ...]. -> whether there is something to take at once"""
@@ -79,9 +89,7 @@ class Watch:
 
     def take(self) -> list[Fault]:
         """All that was noticed since the last call. Waits for the device."""
-        while self._looks:
-            self._looks[0].arrived.synchronize()
-            self._read()
+        self._read_all()
         found, self._found = self._found, []
         return found
 
@@ -96,6 +104,11 @@ class Watch:
             self._engine.alive[index] = False
             self._found.append(Fault(index, _dated(batch, (update, step))))
         return new
+
+    def _read_all(self) -> None:
+        while self._looks:
+            self._looks[0].arrived.synchronize()
+            self._read()
 
     def _read(self) -> None:
         look = self._looks.popleft()

@@ -8,6 +8,7 @@ episode).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zlib
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ class OfflineData:
             raise ValueError(f"offline.data: env={spec.name} shows frames; expected an environment of vectors")
         self.spec, self.seeds, self.device = spec, tuple(seeds), torch.device(device)
         obs, action, reward, next_obs, terminal, ends = _read(path)
+        self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         wanted = {"observations": spec.obs_shape, "next_observations": spec.obs_shape, "actions": spec.action_shape}
         for name, array in zip(FIELDS, (obs, action, reward, next_obs, terminal, ends), strict=True):
             if array.shape[1:] != wanted.get(name, ()):

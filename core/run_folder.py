@@ -67,8 +67,7 @@ class RunFolder:
         """Create the folder or enter it again.
 
         config: plain data; `ignore` names its keys that may differ from the last time. Raises ValueError if the folder
-        is in use, holds no run, a run of another configuration and resume is not "force", or one that other code,
-        versions or hardware have left and resume is "exact".
+        is in use, holds no run, or a run of another configuration and resume is not "force".
         """
         self.path, self.seeds, self.tasks = Path(path), tuple(seeds), tuple(tasks)
         self.storage, self._mode = Storage(), resume
@@ -80,8 +79,7 @@ class RunFolder:
             self._forced = self._check(config, ignore, resume)
             self.finished = None if self._forced else read_summary(self.path)
             if self.finished is None:
-                self._start = provenance()
-                self.changed = self._changes(self._start, resume)
+                self._starts, self._start = files.read_json(self.path / PROVENANCE, [], list), _provenance()
                 self._config = yaml.safe_dump(config, sort_keys=False)
                 if not self._forced:
                     files.write(self.path / CONFIG, self._config)
@@ -90,12 +88,15 @@ class RunFolder:
     def resume(self) -> dict | None:
         """Go back to the newest whole checkpoint, the records with it. -> what it holds; None: start from nothing.
 
-        With resume="force" records that have changed stay as they are, and the provenance says so.
+        `changed` names what the start that saved it had otherwise: code, versions, hardware. With resume="force"
+        records that have changed stay as they are, and the provenance says so. Raises ValueError if resume is "exact"
+        and something has changed.
         """
         for line in self._forced:
             self.storage.say(f"resume=force: {line}")
         last = checkpoint.newest(self.path, records=self._mode != "force")
         state = checkpoint.load(last) if last else None
+        self.changed = self._changes(state["start"]) if state else []
         damaged = list(checkpoint.problems(last)) if last and self._mode == "force" else []
         for line in damaged:
             self.storage.say(f"{line}; it stays as it is")
@@ -147,7 +148,7 @@ class RunFolder:
 
     def save(self, step: int, state: dict, replay: checkpoint.Replay) -> Path:
         """A checkpoint of the run as it stands, with its place in the records. -> its folder. Raises OSError."""
-        ours = {"records": self.records.position(), "config": self._settings}
+        ours = {"records": self.records.position(), "config": self._settings, "start": len(self._starts)}
         return checkpoint.save(self.path, step, state | ours, replay)
 
     def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,15 +208,11 @@ class RunFolder:
             )
         return changed
 
-    def _changes(self, start: dict[str, Any], resume: str) -> list[str]:
-        """What the start before this one had otherwise. `start` is told the name of its patch."""
-        if start["diff"]:
-            digest = hashlib.sha256(start["diff"].encode()).hexdigest()
-            start["patch"], start["diff"] = start["diff"], f"diff-{digest[:8]}.patch"
-        starts = files.read_json(self.path / PROVENANCE, [], list)
-        changed = changes(starts[-1], start) if starts else []
-        if changed and resume == "exact":
-            raise ValueError(f"resume: exact given; since {self.path} was left, {'; '.join(changed)} has changed")
+    def _changes(self, number: int) -> list[str]:
+        """What the start of this number had otherwise."""
+        changed = changes(self._starts[number], self._start) if number < len(self._starts) else []
+        if changed and self._mode == "exact":
+            raise ValueError(f"resume: exact given; since {self.path} was saved, {'; '.join(changed)} has changed")
         return changed
 
     def _sign(self) -> None:
@@ -225,8 +222,16 @@ class RunFolder:
             files.write(self.path / start["diff"], patch)
         else:
             del start["diff"]
-        starts = files.read_json(self.path / PROVENANCE, [], list)
-        files.write(self.path / PROVENANCE, json.dumps([*starts, start], indent=1))
+        files.write(self.path / PROVENANCE, json.dumps([*self._starts, start], indent=1))
+
+
+def _provenance() -> dict[str, Any]:
+    """Of this start; a patch of the code has a name, by what it holds."""
+    start = provenance()
+    if start["diff"]:
+        name = f"diff-{hashlib.sha256(start['diff'].encode()).hexdigest()[:8]}.patch"
+        start["patch"], start["diff"] = start["diff"], name
+    return start
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Nothing here decides when anything happens: that is the loop of train.py or `pyt
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Self
 
@@ -89,7 +89,6 @@ class Session:
                     self._compare(saved)
             for change in self.folder.changed:
                 self.progress.say(f"since step {self.clock.env_steps} {change} has changed; the last bits may differ")
-            self.watch.begin()
             self._stop_where_diverged()
         self.folder.accept()
 
@@ -215,7 +214,9 @@ class Session:
     def _tell(self, fault: Fault) -> None:
         seed, update = self.config.seeds[fault.member], int(fault.batch["update"])
         step = min(int(fault.batch["step"]) * self.looks.action_repeat, self.config.steps)
-        bad = cause(self.engine, fault)
+        bad = None
+        with suppress(Exception):  # what is only looked for takes nobody's run with it, a full GPU for one
+            bad = cause(self.engine, fault)
         name = bad.name if bad else "not found when the update was made again"
         self.averages.diverged.append(seed)
         self.folder.events([{"step": step, "updates": update, "diverged": seed, "cause": name}])
@@ -257,7 +258,6 @@ class Session:
 
     def save(self) -> bool:
         """-> whether it could be; if not, that is said, and all that was saved before stands."""
-        self.tell_faults()
         step, state = self.clock.env_steps, self.state_dict()
         done = self.folder.storage.attempt("the checkpoint", lambda: self.folder.save(step, state, self.replay))
         return done is not None
@@ -269,6 +269,7 @@ class Session:
             "engine": engine,
             "clock": self.clock.state_dict(),
             "pending": self.averages.state_dict() | {"scores": self.returns},
+            "faults": self.watch.state_dict(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -277,3 +278,4 @@ class Session:
         scores = saved["pending"]["scores"]
         self.returns = [float(scores[member]) for member in range(len(self.config.seeds))] if scores else []
         self.averages.load_state_dict(saved["pending"], self.config.device)
+        self.watch.load_state_dict(saved["faults"])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from core.state import Tensors
 
-LEDGER = "ledger.jsonl"
+LEDGER, SUMMARY = "ledger.jsonl", "done.json"
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ def happenings(run_dir: str, instance: str) -> Happenings:
     ledger = Path(run_dir) / LEDGER
     if not ledger.is_file():
         raise ValueError(f"yoke={run_dir} given; expected a run folder ({LEDGER} is missing)")
+    if not (Path(run_dir) / SUMMARY).is_file():
+        raise ValueError(f"yoke={run_dir} given; expected a run that is over: what it has still to do is not known")
     updates: dict[tuple[str, int], set[int]] = defaultdict(set)
     try:
         with files.reading(ledger):

@@ -88,8 +88,11 @@ class Vector:
         )
 
     def close(self) -> None:
-        for env in self.envs:
-            env.close()
+        """What goes wrong there does not matter any more."""
+        for i, env in enumerate(self.envs):
+            self._watchdog.waiting_for = partial(self._where, i)
+            with self._watchdog, contextlib.suppress(*FAILURES):
+                env.close()
 
     def state_dict(self) -> dict:
         """Where every environment is: its episode, the actions so far, a digest of what it sees, its last failure."""
@@ -158,9 +161,10 @@ class Vector:
 
     def _restart(self, i: int, error: BaseException, remake: Callable[[], Env]) -> Transition:
         """Another environment in its place. -> the end of the episode, as if it had been cut where it stood"""
-        with contextlib.suppress(*FAILURES):
-            self.envs[i].close()
-        self.envs[i] = remake()
+        with self._watchdog:
+            with contextlib.suppress(*FAILURES):
+                self.envs[i].close()
+            self.envs[i] = remake()
         failure = {"member": i, "episode": self._episode[i], "length": len(self._actions[i])}
         self.failures.append(failure | {"error": told(error)})
         self._failed[i] = self._episode[i]

@@ -12,6 +12,7 @@ import torch
 
 from core import assemble
 from core.config import Config, check_device, clock_of
+from core.digest import digest
 from core.evaluation import Result
 from core.session import Session
 from core.spec import EnvSpec
@@ -19,6 +20,7 @@ from core.state import Batch, Tensors, member, shaped
 from nets.body import Frames
 from testbeds.examples import Examples
 
+SEEN = 64  # examples that a checkpoint remembers the looks of
 MEASURED = 2_048  # examples that accuracy on training data is measured on, at most
 
 
@@ -173,7 +175,8 @@ class TestbedSession(Session):
 
     def state_dict(self) -> dict[str, Any]:
         stage = {"online": self._online, "epoch": self._epoch, "taken": list(self._taken)}
-        return super().state_dict() | {"stage": stage}
+        looks = digest(self.sample("saved", 0, SEEN))  # whether env.folder still holds what it held
+        return super().state_dict() | {"stage": stage, "env.folder": looks}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)

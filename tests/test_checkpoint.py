@@ -105,7 +105,7 @@ def test_what_could_not_be_loaded_again_is_refused_by_name_before_anything_is_pu
 
 def test_the_manifest_lists_every_file_with_its_size_and_sha256(run):
     manifest = json.loads((run.save() / "manifest.json").read_text())
-    assert (manifest["format"], manifest["step"]) == (3, 14)
+    assert (manifest["format"], manifest["step"]) == (4, 14)
     listed = {entry["path"]: entry for entry in manifest["files"] + manifest["records"]}
     chunks = {f"replay/{path.name}" for path in (run.folder / "replay").iterdir()}
     assert set(listed) == {"checkpoints/000000000014-1/state.pt", RECORD} | chunks and len(chunks) == 3
@@ -200,9 +200,9 @@ def test_if_no_checkpoint_is_whole_the_run_does_not_silently_start_anew(run):
 
 def test_a_format_of_the_future_is_named(run):
     manifest = run.folder / "checkpoints/000000000014/manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 4'))
+    manifest.write_text(manifest.read_text().replace('"format": 4', '"format": 5'))
     assert list(checkpoint.problems(manifest.parent)) == [
-        "checkpoints/000000000014/manifest.json: in format 4; this version reads format 3"
+        "checkpoints/000000000014/manifest.json: in format 5; this version reads format 4"
     ]
 
 

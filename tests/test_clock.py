@@ -70,6 +70,33 @@ def test_a_saved_clock_goes_on_as_if_nothing_had_happened():
     assert a == b
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"replay_ratio": 4}, {"replay_ratio": 1}),
+        ({"replay_ratio": 1}, {"replay_ratio": 4}),
+        ({"warmup": 5}, {"warmup": 30}),
+        ({"warmup": 30}, {"warmup": 5}),
+        ({"primed": 40}, {"primed": 80}),
+    ],
+)
+def test_another_schedule_holds_from_here_on(before, after):
+    """Neither a burst nor a pause makes up for the past; what was owed is owed."""
+    a = Clock(steps=1000, **before)
+    updates_by_step(a, 40)
+    a.step()
+    owed = a.updates_due()
+    b = Clock(steps=1000, **after)
+    b.load_state_dict(a.state_dict())
+    assert b.updates_due() == owed > 0
+    for _ in range(owed):
+        b.update()
+    assert updates_by_step(b, 5) == [after.get("replay_ratio", 1)] * 5
+    c = Clock(steps=1000, **after)
+    c.load_state_dict(b.state_dict())
+    assert c == b and updates_by_step(c, 3) == [after.get("replay_ratio", 1)] * 3
+
+
 def test_a_saved_clock_is_plain_data():
     clock = Clock(steps=10)
     clock.step()

@@ -243,6 +243,26 @@ def test_the_next_evaluation_plays_on_the_one_that_was_opened_anew(tmp_path, fai
     assert row["restarted"] == "evaluate/40/0"
 
 
+def test_one_that_does_not_close_properly_is_left_behind(tmp_path, monkeypatch):
+    def broken(self):
+        raise RuntimeError("the window is gone")
+
+    monkeypatch.setattr(Reach, "close", broken)
+    assert play(tmp_path, "stream.tasks=[toy/reach,toy/reach]", "stream.steps=40") == 0
+
+
+@pytest.mark.parametrize("method", ["__init__", "close"])
+def test_one_that_hangs_when_it_is_opened_or_closed_ends_the_process(method, tmp_path):
+    code = f"import time, train, envs.toy\nenvs.toy.Reach.{method} = lambda self: time.sleep(60)\n"
+    script = tmp_path / "script.py"
+    script.write_text(code + "train.main(train.train)")
+    tasks = ["stream.tasks=[toy/reach,toy/reach]", "stream.steps=40"]  # each is looked at before the first step
+    command = [sys.executable, script, *SAC, *tasks, "env_timeout=0.5", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment(), timeout=50)
+    assert done.returncode == ENVIRONMENT
+    assert "toy/reach, opened: no answer for 0.5 seconds (env_timeout)" in done.stderr
+
+
 @pytest.mark.parametrize("terminal", ["PIPE", "/dev/full"])
 def test_one_that_does_not_answer_ends_the_process(terminal, tmp_path):
     code = "import time, train, envs.toy\ndef hang(self, action): time.sleep(60)\nenvs.toy.Reach.step = hang\n"

@@ -285,6 +285,41 @@ def test_a_device_that_answers_late_has_the_batch_of_the_right_update_named(tmp_
     assert 2 < len(Slow.recorded) == 40
 
 
+def test_when_it_is_told_does_not_depend_on_when_the_run_is_saved(tmp_path, monkeypatch):
+    """Frozen in update 13, saved after update 14 and gone on with: told at the log all the same, with its batch."""
+    monkeypatch.setattr(faults, "_host_memory", lambda members: torch.empty(members, dtype=torch.bool))
+    monkeypatch.setattr(torch.cuda, "Event", Slow)
+    plant, name, _ = PLANTED["reward"]
+
+    def slowly(run: AgentSession, monkeypatch) -> None:
+        run.watch._waits = True
+        plant(run, monkeypatch)
+
+    def briefly(run: AgentSession, monkeypatch) -> None:
+        slowly(run, monkeypatch)
+        turn = run.progress.step
+        monkeypatch.setattr(run.progress, "step", lambda: run.stop.ask("x", 1) if run.clock.updates == 14 else turn())
+
+    played(tmp_path / "whole", slowly, monkeypatch, "log_every=16")
+    played(tmp_path / "halves", briefly, monkeypatch, "log_every=16")
+    assert not rows(tmp_path / "halves") and not (tmp_path / "halves" / "faults").exists()
+    played(tmp_path / "halves", lambda run, _: setattr(run.watch, "_waits", True), monkeypatch, "log_every=16")
+    assert rows(tmp_path / "halves") == rows(tmp_path / "whole") != []
+    assert (tmp_path / "halves" / "faults" / f"seed_0-update_{UPDATE}.pt").exists()
+
+
+def test_a_cause_that_cannot_be_looked_for_takes_nobodys_run_with_it(tmp_path, monkeypatch, capsys):
+    def full(engine, fault):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("core.session.cause", full)
+    plant, _, _ = PLANTED["reward"]
+    played(tmp_path, plant, monkeypatch)
+    (row,) = [row for row in rows(tmp_path) if "diverged" in row]
+    assert (row["diverged"], row["cause"]) == (0, "not found when the update was made again")
+    assert json.loads((tmp_path / "done.json").read_text())["diverged"] == [0]
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_the_same_tensor_is_named(tmp_path, monkeypatch):
     plant, name, _ = PLANTED["reward"]

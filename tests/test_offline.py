@@ -167,6 +167,19 @@ def test_pooled_every_step_is_as_likely_whether_it_was_lived_or_read(tmp_path, d
         assert (run.sample("observe", 3)["index"] == -1).sum() == 0
 
 
+def test_a_file_that_has_changed_since_is_noticed(tmp_path, data):
+    arguments = [*RUN, "agent=sac", "warmup=20", f"offline.data={data}", f"run_dir={tmp_path / 'run'}"]
+    run = AgentSession(load(arguments))
+    run.progress.step = lambda: run.stop.ask("enough", 1)
+    with run:
+        train.loop(run.config, run)
+    with np.load(data) as arrays:
+        changed = dict(arrays) | {"rewards": arrays["rewards"] + 1}
+    np.savez(data, **changed)
+    with pytest.raises(ValueError, match="offline.data would not be as saved"):
+        AgentSession(load(arguments))
+
+
 def test_iql_learns_before_its_first_step_and_goes_on(tmp_path, data, capsys):
     arguments = [*RUN, "agent=iql", "priming.updates=30", f"offline.data={data}"]
     arguments += ["agent.batch_size=8", "replay=prioritised"]

@@ -450,25 +450,38 @@ def test_the_patch_in_the_folder_turns_the_commit_into_what_ran(tmp_path, monkey
     }
 
 
-def test_what_has_changed_since_the_last_start_is_listed_and_refused_where_that_is_asked_for(tmp_path, monkeypatch):
+def test_what_has_changed_since_it_was_saved_is_listed_and_refused_where_that_is_asked_for(tmp_path, monkeypatch):
     source = tmp_path / "source"
     source.mkdir()
     repository(source)
     monkeypatch.setattr(provenance, "SOURCE", source)
     monkeypatch.setattr(provenance, "_threads", lambda: 2)
-    for resume in ("strict", "exact"):
+    for step, resume in enumerate(("strict", "exact")):
         with enter(tmp_path / "run", resume=resume) as folder:
+            folder.resume()
             assert folder.changed == []
             folder.accept()
+            folder.save(step, state(torch.ones(2, 3), 1), FakeReplay())
     (source / "a.py").write_text("new = 2\n")
     monkeypatch.setattr(provenance, "_threads", lambda: 1)
     before = (tmp_path / "run" / "provenance.json").read_bytes()
-    with pytest.raises(ValueError, match=r"exact given; since .* the code \(commit .*; threads \(2, now 1\) has"):
-        enter(tmp_path / "run", resume="exact")
-    assert (tmp_path / "run" / "provenance.json").read_bytes() == before
-    with enter(tmp_path / "run") as folder:
-        code, threads = folder.changed
+    for _ in range(2):  # a start that saved nothing changes nothing
+        with pytest.raises(ValueError, match=r"since .* was saved, the code \(.*; threads \(2, now 1\) has"):
+            enter(tmp_path / "run", resume="exact").resume()
+        assert (tmp_path / "run" / "provenance.json").read_bytes() == before
+        with enter(tmp_path / "run") as folder:
+            folder.resume()
+            code, threads = folder.changed
+            folder.accept()
+        before = (tmp_path / "run" / "provenance.json").read_bytes()
     assert code.startswith("the code (commit ") and ".patch)" in code and threads == "threads (2, now 1)"
+    with enter(tmp_path / "run") as folder:
+        folder.resume()
+        folder.accept()
+        folder.save(2, state(torch.ones(2, 3), 1), FakeReplay())
+    with enter(tmp_path / "run", resume="exact") as folder:
+        folder.resume()
+        assert folder.changed == []
 
 
 def test_without_git_or_anything_else_a_run_still_starts(tmp_path, monkeypatch):

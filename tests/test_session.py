@@ -197,6 +197,23 @@ def test_a_run_told_to_stop_in_an_evaluation_stops_there_and_begins_it_anew(tmp_
     assert digests(tmp_path / "halves", capsys) == digests(tmp_path / "whole", capsys)
 
 
+def test_a_run_stopped_in_an_evaluation_ends_even_where_none_is_due_any_more(tmp_path):
+    arguments = [*RUNS["sac"], f"run_dir={tmp_path}"]
+    run = AgentSession(load(arguments))
+    act = run.engine.act
+
+    def asked_to_stop(obs, explore, stream, count, role="params"):
+        if stream == "evaluate/30/act":
+            run.stop.ask("enough", 1)
+        return act(obs, explore, stream, count, role)
+
+    run.engine.act = asked_to_stop
+    with run:
+        train.loop(run.config, run)
+    assert run.evaluating and run.clock.env_steps == 30
+    assert train.train(load([*arguments, "eval_every=0", "resume=force"])) == 0
+
+
 def test_a_finished_run_does_nothing_more(tmp_path, capsys):
     play(tmp_path, RUNS["sac"])
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}

@@ -101,6 +101,7 @@ def test_a_metric_that_does_not_exist_names_the_nearest():
 
 def write_ledger(folder, rows) -> str:
     folder.mkdir()
+    (folder / "done.json").touch()
     lines = [{"intervention": "reset", "part": "q", "touched": 1} | row for row in rows]
     (folder / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(folder)
@@ -133,6 +134,13 @@ def test_seeds_the_other_run_lacks_are_matched_by_position(tmp_path):
         u: [when.yoked("reset", "q", s, p, Clock(steps=99, updates=u)) for p, s in enumerate((5, 6, 7))] for u in (7, 9)
     }
     assert at == {7: [True, False, True], 9: [False, True, False]}
+
+
+def test_a_yoke_to_a_run_that_goes_on_is_refused(tmp_path):
+    other = write_ledger(tmp_path / "other", [{"seed": 0, "updates": 7}])
+    (tmp_path / "other" / "done.json").unlink()
+    with pytest.raises(ValueError, match="expected a run that is over"):
+        happenings(other, "reset")
 
 
 def test_a_yoke_to_a_run_without_such_an_event_is_refused(tmp_path):

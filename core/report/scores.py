@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def _of_cell(cell: Cell, lost: bool) -> list[Run]:
     path = cell.folder / "eval.csv"
     if path.exists():
         with files.reading(path):
-            for row in csv.DictReader(path.open()):
+            whole = path.read_bytes()[: files.whole_lines(path)].decode()  # a full disk may have taken half a line
+            for row in csv.DictReader(io.StringIO(whole)):
                 score = float(row["return"])
                 pair = score, float(normalise(row["task"], np.array(score)))
                 found[int(row["seed"])][int(row["step"])].append(pair)
