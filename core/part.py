@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from core.blueprint import PRE, NetSpec
 from core.functional import Functional
@@ -105,7 +106,8 @@ class Part:
 
         def run(numbers: Tensors) -> Output:
             own = {k: value for k, value in numbers.items() if "/" not in k}  # the others belong to interventions
-            if not self.half:
+            deciding = not is_compiling() and torch.is_inference_mode_enabled()
+            if deciding or not self.half:  # to round the weights takes longer than a decision
                 return self._function(own, inputs)
             with torch.autocast(self.half, torch.bfloat16):
                 out, feats = self._function(own, inputs)

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 from core import assemble
 from core.clock import Clock
 from core.engine import Engine
+from core.state import weights
 from interventions.layer_norm import LayerNorm
 from nets import Impala, Vectors
 
@@ -62,6 +63,19 @@ def test_what_is_trained_stays_float32_and_goes_nearly_where_float32_goes(make):
     run(full, 5)
     assert {leaf.dtype for leaf in tree_leaves(low.states)} <= {torch.float32, torch.int64, torch.bool}
     assert 0 < largest_difference(low.states, full.states) < 0.05
+
+
+@pytest.mark.parametrize("make", [sac, dqn])
+def test_decisions_are_made_in_float32(make):
+    low, full = half(make()), Engine(make(), (0,), BATCH, compile=False)
+    obs = batch_for(low.learner.spec, (0,))["obs"].numpy()
+    acted = [e.act(obs, e.learner.explore_eval, "act", 0) for e in (low, full)]
+    assert (acted[0] == acted[1]).all()
+    numbers, seen = low._members[0], torch.from_numpy(obs[0])
+    with torch.no_grad():
+        rough, _ = low.learner.acting_part(weights(numbers[low.learner.acting_part.name]), seen)
+        exact, _ = full.learner.acting_part(weights(numbers[low.learner.acting_part.name]), seen)
+    assert not torch.equal(*tree_leaves((rough, exact))[:2])
 
 
 def test_a_compiled_run_is_the_eager_one_up_to_rounding():
