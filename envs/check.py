@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core.options import one_line, told
 from core.randomness import host_generator
 from core.spec import Env, EnvSpec, Transition
+from core.watchdog import FAILURES
 from envs.make import make
 from envs.vector import Vector
 
@@ -35,8 +37,8 @@ def check(open_env: Open) -> Iterator[Finding]:
     for sentence, find_problem in CHECKS.items():
         try:
             problem = find_problem(open_env)
-        except Exception as error:  # whatever foreign code raises is a finding
-            problem = f"raised {type(error).__name__}: {error}"
+        except FAILURES as error:  # whatever foreign code raises is a finding
+            problem = f"raised {told(error)}"
         yield Finding(sentence, problem)
 
 
@@ -131,8 +133,9 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         spec = make(argv[0]).spec
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except FAILURES as error:  # whatever a constructor raises: it cannot be used
+        known = isinstance(error, ValueError)
+        print(one_line(error) if known else f"env: {argv[0]} cannot be made: {told(error)}", file=sys.stderr)
         return 2
     acts = f"{spec.num_actions} actions" if spec.is_discrete else f"a {spec.action_dim}-d action in [-1, 1]"
     print(f"      {spec.name}: observes {spec.obs_dtype} {list(spec.obs_shape)}, takes {acts}")

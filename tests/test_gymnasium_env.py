@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from envs.gymnasium_env import GymnasiumEnv
 class Own(gymnasium.Env):
     """Five steps of whatever spaces it is given; each test breaks it in one way."""
 
-    def __init__(self, observes=None, acts=None, ends="terminated", noise=False, value=0.5):
+    def __init__(self, observes=None, acts=None, ends="terminated", noise=False, value=0.5, error=None):
+        if error is not None:
+            raise error
         self.observation_space = Box(-1, 1, (2, 3)) if observes is None else observes
         self.action_space = Discrete(3, start=5) if acts is None else acts
         self.ends, self.noise, self.value = ends, noise, value
@@ -28,6 +32,8 @@ class Own(gymnasium.Env):
         assert self.action_space.contains(action), action
         self.last_action, self.steps = action, self.steps + 1
         over = self.steps == 5
+        if over and self.ends == "exit":
+            sys.exit(0)
         return self._obs(), 1, over and self.ends == "terminated", over and self.ends == "truncated", {}
 
     def _obs(self):
@@ -169,3 +175,24 @@ def test_the_check_refuses_what_cannot_be_made(capsys):
     assert check.main(["gym/CartPool-v1"]) == 2
     assert "CartPool" in capsys.readouterr().err
     assert check.main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("no\nlicence"), "RuntimeError: no licence"),
+        (OSError(2, "No such file", "a.xml"), "FileNotFoundError: [Errno 2] No such file: 'a.xml'"),
+        (KeyError("hip"), "KeyError: 'hip'"),
+        (SystemExit(1), "SystemExit: 1"),
+    ],
+)
+def test_the_check_refuses_in_one_line_what_raises_when_it_is_made(capsys, error, words):
+    name = f"gym/{own(error=error)}"
+    assert check.main([name]) == 2
+    assert capsys.readouterr().err == f"env: {name} cannot be made: {words}\n"
+
+
+def test_an_environment_that_leaves_the_process_is_a_finding(capsys):
+    code, out = run_check(capsys, f"gym/{own(ends='exit')}")
+    assert code == 1
+    assert "FAIL  episodes end: raised SystemExit: 0" in out.splitlines()
