@@ -374,6 +374,14 @@ def test_a_trained_policy_can_be_loaded_and_played(tmp_path, capsys):
     assert run_command(["verify", str(tmp_path)]) == 0
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_loaded_policy_is_the_network_the_run_was_evaluated_with(tmp_path, precision):
+    play(tmp_path, [*RUNS["sac"], f"precision={precision}"])
+    with (tmp_path / "eval.csv").open() as file:
+        last = [float(row["return"]) for row in csv.DictReader(file) if row["step"] == "90"]
+    assert [result.score for result in load_policy(tmp_path).evaluate(2, "evaluate/90")] == last
+
+
 @pytest.mark.slow
 @either
 def test_twelve_kills_leave_no_trace(tmp_path, arguments):
