@@ -9,7 +9,7 @@ from pathlib import Path
 from core.ablation import Ablation, Cell
 from core.cell_table import Table
 from core.cells import STOPPED, Attempts, Progress, holder, progress
-from core.launchers import Job, Launcher
+from core.launchers import STARTED, Job, Launcher
 from core.signals import UNSAVED, Stop
 from core.storage import Storage
 
@@ -108,7 +108,8 @@ class Campaign:
         except OSError:
             return "no output"
         lines = [line for line in text.splitlines() if line.strip()]
-        return lines[-1].split("\r")[-1][-200:] if lines else "no output"
+        silent = not lines or lines[-1].startswith(STARTED)  # what stands before that is of an earlier start
+        return "no output" if silent else lines[-1].split("\r")[-1][-200:]
 
 
 def command(cell: Cell) -> list[str]:

@@ -47,6 +47,17 @@ Path("ready", me).touch()
 while True:
     time.sleep(0.05)
 """
+DYING = """
+import sys
+from pathlib import Path
+
+count = Path("told", sys.argv[-1].replace("/", "_"))
+count.touch()
+start = len(count.read_text())
+count.write_text("." * (start + 1))
+print(end=("boom", "", "bang")[start])
+sys.exit(6 + start)
+"""
 Launch = Callable[..., list[str]]
 
 
@@ -93,6 +104,21 @@ def both_ready() -> bool:
     return len(list(Path("ready").iterdir())) == 2
 
 
+def written(log: Path) -> list[str]:
+    """The lines of a cell's log, but for the times of its starts."""
+    lines = log.read_text().splitlines()
+    return ["=== started" if line.startswith("=== started ") else line for line in lines if line]
+
+
+def test_a_log_keeps_the_output_of_every_start_and_the_cause_is_of_the_last(launch, monkeypatch):
+    monkeypatch.setattr(campaign, "TRAIN", [sys.executable, "-c", DYING])
+    assert ablate.main(["small.yaml", "out=out", "retries=2"]) == 1
+    assert written(Path("out/logs/ln/toy_chain.log")) == ["=== started", "boom", *["=== started"] * 2, "bang"]
+    rows = [json.loads(line) for line in Path("out/attempts.jsonl").read_text().splitlines()]
+    causes = [row["cause"] for row in rows if row["cell"] == "ln on toy/chain"]
+    assert causes == ["exit code 6: boom", "exit code 7: no output", "exit code 8: bang"]
+
+
 def ends() -> list[int]:
     return [json.loads(line)["code"] for line in Path("out/attempts.jsonl").read_text().splitlines()]
 
@@ -115,7 +141,7 @@ def test_a_cell_that_another_process_holds_is_named_by_a_launcher_that_stops(lau
 
 def test_every_job_is_told_to_stop_before_one_is_waited_for(launch):
     shown = launch(STOPPING.replace("CODE", "143"), both_ready)
-    assert [log.read_text() for log in Path("out/logs").rglob("*.log")] == ["told in time\n"] * 2
+    assert [written(log) for log in Path("out/logs").rglob("*.log")] == [["=== started", "told in time"]] * 2
     assert shown == ["SIGTERM: every cell has saved; the same command goes on"]
     assert ends() == [143, 143]
 

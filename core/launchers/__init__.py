@@ -16,6 +16,7 @@ from core.options import nearest
 
 NAMES = ("local", "slurm", "ray")
 WITHOUT_RESULT = 1  # exit code of a job that is gone and left none
+STARTED = "=== started "  # and the time: the line of a cell's log behind which the output of one start stands
 
 
 class Job(Protocol):

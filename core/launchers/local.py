@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 from core.ablation import Cell
+from core.launchers import STARTED
 
 
 def make(out: Path, options: dict[str, str]) -> Local:
@@ -45,7 +48,10 @@ class Process:
 
 
 def started(command: list[str], log: Path) -> subprocess.Popen:
-    """The command as a process that writes to `log`."""
+    """The command as a process that writes to the end of `log`, behind a line that says when it began."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
+    with log.open("ab", buffering=0) as file:
+        with contextlib.suppress(OSError):  # a full disk keeps no cell from its start
+            new_line = "\n" if file.tell() else ""  # what was killed may have left half a line
+            file.write(f"{new_line}{STARTED}{time.ctime()}\n".encode())
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)

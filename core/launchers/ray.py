@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core.ablation import Cell
-from core.launchers import WITHOUT_RESULT, numbers
+from core.launchers import STARTED, WITHOUT_RESULT, numbers
 
 SETTINGS = ("address", "num_cpus", "num_gpus", "memory", "accelerator_type")
 
@@ -45,8 +45,9 @@ class Ray:
         self._ray, self._resources = ray, resources
 
     def start(self, cell: Cell, command: list[str], log: Path) -> Task:
-        def run(command: list[str], log: str, started_at: str) -> int:
+        def run(command: list[str], log: str, started: str, started_at: str) -> int:
             """On the node, where Ray may not know this project's modules; it needs nothing but the standard library."""
+            import contextlib
             import os
             import signal
             import subprocess
@@ -54,7 +55,9 @@ class Ray:
             from pathlib import Path
 
             Path(log).parent.mkdir(parents=True, exist_ok=True)
-            with Path(log).open("w") as file:
+            with Path(log).open("ab", buffering=0) as file:
+                with contextlib.suppress(OSError):  # as core.launchers.local has it
+                    file.write(f"{chr(10) if file.tell() else ''}{started}{time.ctime()}\n".encode())
                 process = subprocess.Popen(command, stdout=file, stderr=file, cwd=started_at, start_new_session=True)
             parent = os.getppid()
             try:
@@ -72,7 +75,7 @@ class Ray:
 
         # a task that dies is not tried again by Ray: the launcher counts, and says why
         task = self._ray.remote(run).options(max_retries=0, name=cell.name, **self._resources)
-        return Task(self._ray, task.remote(command, str(log.absolute()), os.getcwd()), log)
+        return Task(self._ray, task.remote(command, str(log.absolute()), STARTED, os.getcwd()), log)
 
     def standing(self) -> dict[str, Task]:
         return {}
