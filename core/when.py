@@ -28,8 +28,9 @@ class When:
     is logged from (beside a loop of your own: on the step's inputs), and holds if the metric is above `above`, or with
     `falling` below `below`. It then waits until the metric has been on the other side of the other threshold (the same
     one if only one is given), and for `cooldown`. Each seed and part has its own condition.
-    A yoke is the control that has the times of a condition but not its reason. A condition or a yoke replaces `every`
-    and `at`, and `at` replaces `every`. Empty means never.
+    A yoke is the control that has the times of a condition but not its reason. It reads the other run's ledger when
+    this one starts, so that run has to be finished. A condition or a yoke replaces `every` and `at`, and `at` replaces
+    `every`. Empty means never.
     """
 
     every: int = option(0, low=0, help="at every multiple of this many units")
@@ -44,7 +45,7 @@ class When:
     below: float | None = option(None, help="lower threshold of the metric")
     falling: bool = option(False, help="happen below the lower threshold, wait for the upper one")
     cooldown: int = option(0, low=0, help="units between two events, at least")
-    yoke: str = option("", help="a run folder: whenever the intervention of this name acted there")
+    yoke: str = option("", help="folder of a finished run: whenever the intervention of this name acted there")
 
     def __post_init__(self) -> None:
         if min(self.every, self.start, self.stop, self.cooldown) < 0 or any(count < 1 for count in self.at):
