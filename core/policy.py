@@ -32,8 +32,7 @@ class Policy:
         self.spec = env.spec
         env.close()
         self.agent = assemble.agent(config, self.spec)
-        size, precision = self.agent.settings.batch_size, config.precision
-        self.engine = Engine(self.agent, config.seeds, size, compile=False, precision=precision)
+        self.engine = Engine(self.agent, config.seeds, self.agent.settings.batch_size, compile=False)
         self.engine.load_state_dict(saved["engine"] | {"states": saved["states"]})
         self._evaluated = assemble.evaluated_role(self.agent)
         self._decisions = 0
