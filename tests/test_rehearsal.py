@@ -126,6 +126,7 @@ def test_a_shaken_state_is_nobodys_birth_target_or_first_step():
 def test_a_yoke_to_parts_that_this_agent_lacks_is_refused(tmp_path):
     row = {"intervention": "reset", "part": "critic", "touched": 5, "seed": 0, "updates": 3}
     (tmp_path / "ledger.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "done.json").touch()
     rehearse(engine(sac([Reset(when=When(yoke=str(tmp_path)))])), blank(CONTROL, 8))
     with pytest.raises(ValueError, match="acted on critic there, and acts on q here"):
         rehearse(engine(dqn([Reset(when=When(yoke=str(tmp_path)))], VECTOR)), blank(VECTOR, 8))
