@@ -16,7 +16,7 @@ DIVERGED, ENVIRONMENT, UNSAVED = 3, 4, 5  # exit codes
 
 
 class Stop:
-    """Inside the block a signal to stop becomes `requested`; Ctrl-C after that raises KeyboardInterrupt at once.
+    """Inside the block a signal to stop becomes `requested`; a second Ctrl-C raises KeyboardInterrupt at once.
 
     SIGTERM comes from schedulers and `kill`, SIGINT from Ctrl-C, SIGUSR1 from `sbatch --signal=B:USR1@120`, SIGHUP from
     a terminal that is closed; who has started the process with nohup wants it to outlive that.
@@ -26,6 +26,7 @@ class Stop:
         self.requested: str | None = None  # name of the first signal, or another reason
         self.advice = "the same command goes on"
         self.exit_code = 0  # what the process returns: 128 + the signal's number, or the reason's code
+        self._interrupted = False  # by a first Ctrl-C, whatever was requested before it
 
     def ask(self, reason: str, code: int, advice: str = "the same command goes on") -> None:
         """Stop for this reason, unless there is one already."""
@@ -43,8 +44,10 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         with contextlib.suppress(OSError):  # print may be under way, and cannot be interrupted by itself
             os.write(2, f"\n{signal.Signals(number).name}: saving and stopping\n".encode())
         self.ask(signal.Signals(number).name, 128 + number)

@@ -531,3 +531,17 @@ def test_the_second_control_c_ends_the_process_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested == "SIGINT"
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("reason", ["SIGTERM", "SIGUSR1", "on_divergence=stop"])
+def test_the_first_control_c_after_another_request_interrupts_no_saving(reason):
+    saved = False
+    with pytest.raises(KeyboardInterrupt), Stop() as stop:
+        if reason.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[reason])
+        else:
+            stop.ask(reason, 3)
+        os.kill(os.getpid(), signal.SIGINT)
+        saved = stop.requested == reason
+        os.kill(os.getpid(), signal.SIGINT)
+    assert saved
