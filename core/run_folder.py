@@ -117,11 +117,13 @@ class RunFolder:
     def accept(self) -> None:
         """The run fits what the folder holds: its start goes into the provenance, what is forced holds from now on.
 
-        A configuration that does not fit has changed nothing until then.
+        A configuration that does not fit has changed nothing until then. The old summary goes first, durably: beside
+        a new configuration it would say that a run is finished that has not been.
         """
         self._sign()
-        files.write(self.path / CONFIG, self._config)
         (self.path / DONE).unlink(missing_ok=True)
+        files.sync(self.path)
+        files.write(self.path / CONFIG, self._config)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """A row of metrics at row["step"]; its lists, one number per seed, are drawn too."""

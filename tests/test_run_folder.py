@@ -18,7 +18,7 @@ import yaml
 from fake_replay import FakeReplay
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from core import provenance, run
+from core import files, provenance, run
 from core.evaluation import Result
 from core.run_folder import RunFolder, differing
 from core.signals import Stop
@@ -244,6 +244,34 @@ def test_force_goes_on_with_another_configuration_also_after_the_end_and_says_so
     assert not (tmp_path / "done.json").exists()
     assert json.loads((tmp_path / "provenance.json").read_text())[-1]["forced"] == ["steps was 40, now 80"]
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 80
+
+
+def test_a_summary_is_gone_for_good_before_a_forced_configuration_stands(tmp_path, monkeypatch):
+    """Otherwise a kill between the two leaves a longer run that the same command takes for finished."""
+    train(tmp_path)
+    synced: list[bool] = []  # of the folder's names: whether the summary was among them
+    write, sync = files.write, files.sync
+
+    def noted(path):
+        sync(path)
+        if path == tmp_path:
+            synced.append((tmp_path / "done.json").exists())
+
+    def killed(path, content):
+        if path.name == "config.yaml":
+            raise Killed
+        write(path, content)
+
+    monkeypatch.setattr(files, "sync", noted)
+    with enter(tmp_path, changed(steps=80), resume="force") as folder:
+        monkeypatch.setattr(files, "write", killed)
+        with pytest.raises(Killed):
+            folder.accept()
+    monkeypatch.undo()
+    assert not (tmp_path / "done.json").exists() and synced[-1] is False
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 40
+    with enter(tmp_path, changed(steps=80), resume="force") as folder:
+        assert folder.finished is None
 
 
 def test_rows_that_were_added_to_a_finished_run_are_found(tmp_path, capsys):
