@@ -65,12 +65,20 @@ def evaluated_role(learner: Any) -> str:
     return next((i.evaluates for i in part.interventions if i.evaluates in part.copies), acting)
 
 
+usual_threads: list[int] = []  # torch's number before a run of this process was given one thread; empty: none was
+
+
 def choose_threads(engine: Engine) -> None:
     """Eager dense networks on a CPU get one thread: their operations are too small to be shared. `OMP_NUM_THREADS`
-    goes before; all others keep torch's choice."""
-    small = engine.device.type == "cpu" and not (engine.compiled or engine.convolutional)
-    if small and "OMP_NUM_THREADS" not in os.environ:
+    goes before; all others have torch's choice, also after such a run in the same process, as in a sweep."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    if engine.device.type == "cpu" and not (engine.compiled or engine.convolutional):
+        if not usual_threads:
+            usual_threads.append(torch.get_num_threads())
         torch.set_num_threads(1)
+    elif usual_threads:
+        torch.set_num_threads(usual_threads.pop())
 
 
 def choose_products(precision: str) -> None:

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import core.session
 import train
-from core import checkpoint
+from core import assemble, checkpoint
 from core.agent_session import AgentSession
 from core.clock import Clock
 from core.config import BadConfig, load
@@ -233,6 +233,7 @@ def test_the_replay_takes_no_more_room_than_the_run_can_fill(tmp_path):
 def test_eager_dense_networks_get_one_thread_unless_told_otherwise(tmp_path, monkeypatch, name, given, threads):
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(assemble, "usual_threads", [])
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     try:
@@ -241,6 +242,21 @@ def test_eager_dense_networks_get_one_thread_unless_told_otherwise(tmp_path, mon
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_run_after_an_eager_dense_one_has_the_threads_that_torch_would_give_it(tmp_path, monkeypatch):
+    """As in a sweep, `train.py -m compile=false,true`: its runs share a process."""
+    before, threads = torch.get_num_threads(), []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(assemble, "usual_threads", [])
+    try:
+        torch.set_num_threads(2)
+        for number, name in enumerate(["sac", "sac", "dqn", "sac"]):
+            AgentSession(load([*RUNS[name], f"run_dir={tmp_path / str(number)}"])).folder.close()
+            threads.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1, 1, 2, 1]
 
 
 @either
