@@ -63,12 +63,12 @@ def check(cell: Cell) -> None:
 
 
 def held(folder: Path) -> bool:
-    """Whether a process is in this run folder, wherever it was started."""
+    """Whether a process is in this run folder, wherever it was started. Others may look at the same time."""
     if not (folder / LOCK).exists():
         return False
-    with (folder / LOCK).open("a+") as lock:
+    with (folder / LOCK).open() as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         return False

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from core.options import told
+
+GLANCE = 1.0  # seconds for which somebody who looks whether a file is locked may keep it, at most
 
 
 def sync(path: Path) -> None:
@@ -112,6 +116,19 @@ def move_folder(aside: Path, path: Path) -> None:
     os.sync()  # everything in it, at once
     os.replace(aside, path)
     sync(path.parent)
+
+
+def lock(file: TextIO) -> None:
+    """Lock it for this process alone. Raises BlockingIOError if another one keeps it, and does not only look at it."""
+    until = time.monotonic() + GLANCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(GLANCE / 50)
 
 
 def sha256(path: Path, size: int | None = None) -> str:

@@ -10,7 +10,6 @@ done.json               the summary of a finished run, and its digest
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -177,7 +176,7 @@ class RunFolder:
             if foreign and CONFIG not in foreign:
                 raise ValueError(f"run_dir: {self.path} holds {foreign[0]} and no run; choose another folder")
             lock = self._open.enter_context((self.path / LOCK).open("a+"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(lock)
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()

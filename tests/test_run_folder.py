@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,7 @@ from fake_replay import FakeReplay
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from core import files, provenance, run
+from core.cells import held
 from core.evaluation import Result
 from core.run_folder import RunFolder, differing
 from core.signals import Stop
@@ -198,6 +201,17 @@ def test_a_folder_in_use_is_refused_with_the_process_that_holds_it_and_free_when
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     enter(tmp_path).close()
+
+
+def test_who_only_looks_at_the_lock_of_a_folder_keeps_no_run_out(tmp_path):
+    enter(tmp_path).close()
+    with (tmp_path / ".lock").open() as glance:
+        fcntl.flock(glance, fcntl.LOCK_SH)
+        assert not held(tmp_path)  # two who look do not see each other
+        leaving = threading.Timer(0.2, fcntl.flock, (glance, fcntl.LOCK_UN))
+        leaving.start()
+        enter(tmp_path).close()
+        leaving.join()
 
 
 @pytest.mark.parametrize(
