@@ -26,6 +26,7 @@ class Campaign:
         self.attempts = Attempts(ablation.out)
         names = {cell.name for cell in ablation.cells}
         self.jobs: dict[str, Job] = {name: job for name, job in launcher.standing().items() if name in names}
+        self.known: dict[str, Progress] = {}  # of each cell's latest look, since its last start has ended
         self.died: dict[str, str] = {}  # cells that are to be tried again, or given up -> the last cause
 
     def run(self, stop: Stop, table: Table) -> None:
@@ -72,7 +73,9 @@ class Campaign:
 
     def _progress(self, cell: Cell) -> Progress:
         job = self.jobs.get(cell.name)
-        return progress(cell, ours=job is not None and not job.waiting())
+        ours = job is not None and not job.waiting()
+        self.known[cell.name] = progress(cell, ours, self.known.get(cell.name))
+        return self.known[cell.name]
 
     def _start(self, cell: Cell) -> None:
         """One that the disk does not let start has died."""
@@ -93,6 +96,7 @@ class Campaign:
             code = job.code() if job else None
             if job and code is not None:
                 del self.jobs[cell.name]
+                self.known.pop(cell.name, None)
                 died = code not in (0, *STOPPED)
                 self._note(cell, code, (job.cause() or f"exit code {code}: {self._last_line(cell)}") if died else "")
 

@@ -16,6 +16,7 @@ from core import files
 from core.ablation import Ablation, Cell
 from core.checkpoint import checkpoints, step
 from core.config import WITHOUT_EFFECT, resolved
+from core.records import TIMING
 from core.run_folder import CONFIG, DONE, LOCK, differing, read_config
 from core.signals import SIGNALS
 from core.storage import Appending, Storage
@@ -33,23 +34,34 @@ class Progress(NamedTuple):
     seconds_left: float | None  # while it is running
 
 
-def progress(cell: Cell, ours: bool = False) -> Progress:
-    """Read a cell's folder; nothing is written. ours: the caller has it running."""
+def progress(cell: Cell, ours: bool = False, known: Progress | None = None) -> Progress:
+    """Read a cell's folder; nothing is written. ours: the caller has it running.
+
+    known: of an earlier look; it stands while the disk does not let the folder be read. Without it such a cell is
+    broken: who starts it again is told what is wrong.
+    """
+    try:
+        return _progress(cell, ours)
+    except OSError:
+        return known or Progress("broken", 0.0, None)
+
+
+def _progress(cell: Cell, ours: bool) -> Progress:
     folder, steps = cell.folder, cell.config.steps
     try:
         done = files.read_json(folder / DONE)
-    except (ValueError, OSError):  # who starts it again is told what is wrong
+    except ValueError:  # who starts it again is told what is wrong
         return Progress("broken", 0.0, None)
     if done is not None:
         return Progress("diverged" if done.get("diverged") else "finished", 1.0, None)
-    if ours or held(folder):
-        row = _last_row(folder / "timing.jsonl")
-        done, speed = row.get("step", 0), row.get("env_steps_per_second", 0.0)
-        return Progress("running", done / steps, (steps - done) / speed if speed else None)
     saved = checkpoints(folder)
-    if not (folder / CONFIG).exists():
-        return Progress("planned", 0.0, None)
-    return Progress("broken", step(saved[-1]) / steps if saved else 0.0, None)
+    share = step(saved[-1]) / steps if saved else 0.0
+    if ours or held(folder):
+        try:
+            return Progress("running", *_pace(folder / TIMING, steps))
+        except (ValueError, OverflowError):  # no row of a run
+            return Progress("running", share, None)
+    return Progress("broken" if (folder / CONFIG).exists() else "planned", share, None)
 
 
 def check(cell: Cell) -> None:
@@ -88,8 +100,11 @@ def over(ablation: Ablation) -> bool:
 
 
 def holder(folder: Path) -> str:
-    """Who is in this run folder, as it has written there."""
-    return (folder / LOCK).read_text() or "another process"
+    """Who is in this run folder, as it has written there, if that can be read."""
+    try:
+        return (folder / LOCK).read_text() or "another process"
+    except (OSError, ValueError):
+        return "another process"
 
 
 @contextmanager
@@ -153,6 +168,9 @@ class Attempts:
             self.failures[row["cell"]].append(row["cause"])
 
 
-def _last_row(path: Path) -> dict[str, Any]:
-    rows = files.json_rows(path)
-    return rows[-1] if rows else {}
+def _pace(path: Path, steps: int) -> tuple[float, float | None]:
+    """Share of the steps and seconds left, by the last row of timing.jsonl. Raises ValueError for what is no row."""
+    with files.reading(path):
+        row = (files.json_rows(path) or [{}])[-1]
+        done, speed = row.get("step", 0), row.get("env_steps_per_second", 0.0)
+        return done / steps, (steps - done) / speed if speed else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -66,6 +67,37 @@ def test_a_held_folder_is_running_and_says_how_long_still(file):
     assert progress(cell).status == "broken"
 
 
+@pytest.mark.parametrize("row", ["{", "[1]", '{"step": "x"}', '{"step": [1]}', f'{{"step": 1{"0" * 400}}}', "\udcff"])
+def test_a_held_folder_whose_times_cannot_be_read_is_as_far_as_it_was_saved(file, row):
+    cell = cells(file)[0]
+    (cell.folder / "checkpoints" / "000000000100").mkdir(parents=True)
+    (cell.folder / "timing.jsonl").write_text(f"{row}\n", errors="surrogateescape")
+    with (cell.folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert progress(cell) == ("running", 0.25, None)
+
+
+@pytest.mark.parametrize("call", ["exists", "iterdir", "read_text", "read_bytes", "open"])
+def test_a_folder_that_cannot_be_read_for_a_while_stands_as_it_stood(file, monkeypatch, call):
+    cell = cells(file)[0]
+    (cell.folder / "checkpoints").mkdir(parents=True)
+    for name, text in {"config.yaml": "{}", "timing.jsonl": "", "done.json": "{}"}.items():
+        (cell.folder / name).write_text(text)
+    if call != "read_text":
+        (cell.folder / "done.json").unlink()
+
+    def away(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with (cell.folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = progress(cell)
+        assert before.status == ("finished" if call == "read_text" else "running")
+        monkeypatch.setattr(Path, call, away)
+        assert progress(cell, known=before) == before
+        assert progress(cell) == ("broken", 0.0, None)
+
+
 def test_a_folder_of_another_configuration_is_refused(file, capsys):
     assert ablate.main([str(file), f"out={file.parent / 'out'}"]) == 0
     file.write_text(FILE.replace("steps: 400", "steps: 500"))
@@ -105,8 +137,8 @@ def test_what_dies_is_tried_again_and_then_given_up_with_its_cause(file, capsys,
 def _finished_if_tried(file: Path):
     """A stand-in for folders: base is finished as soon as it has been tried."""
 
-    def standing(cell, ours=False):
-        known = progress(cell, ours)
+    def standing(cell, *looked):
+        known = progress(cell, *looked)
         tried = file.parent / "out" / "attempts.jsonl"
         done = cell.arm == "base" and tried.exists() and "base on" in tried.read_text()
         return known._replace(status="finished", share=1.0) if done else known

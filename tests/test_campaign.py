@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import ablate
-from core import campaign, storage
+from core import campaign, cells, storage
 from core.ablation import read
 from core.cells import Attempts
 from core.launchers import local
@@ -137,6 +137,27 @@ def test_a_cell_that_another_process_holds_is_named_by_a_launcher_that_stops(lau
         "base on toy/chain: still running (process 7 on elsewhere)",
         "SIGTERM: stopped; the same command goes on",
     ]
+
+
+def test_a_disk_that_is_away_for_a_look_starts_nothing_beside_another_process(launch, monkeypatch):
+    looks = iter(range(10))
+
+    def away(folder):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def now() -> bool:
+        look = next(looks)
+        monkeypatch.setattr(cells, "held", away if look < 3 else seen)
+        return look == 4
+
+    seen = cells.held
+    with held():
+        shown = launch("", now, 2)
+    assert not Path("out/logs/base").exists() and shown[0].startswith("base on toy/chain: still running (process 7")
+
+
+def test_a_holder_that_cannot_be_read_is_another_process(tmp_path):
+    assert cells.holder(tmp_path) == "another process"
 
 
 def test_every_job_is_told_to_stop_before_one_is_waited_for(launch):
