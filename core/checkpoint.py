@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -26,10 +25,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from core import files
 from core.options import one_line, told
+from core.packing import packed
 from core.replay_store import prune
 
 FORMAT = 4
@@ -250,27 +249,3 @@ def _unused(home: Path, step: int) -> Path:
         again += 1
         name = f"{step:012d}-{again}"
     return home / name
-
-
-def packed(tree: dict, name: str) -> memoryview:
-    """What a file of it holds. Raises TypeError, naming the entry, if something could not be loaded again."""
-    content = io.BytesIO()
-    torch.save(_loadable(tree, name), content)
-    return content.getbuffer()
-
-
-def _loadable(value: Any, name: str) -> Any:
-    """The same tree, every tensor on the CPU and in storage of its own size.
-
-    Bytes are refused too: torch.load(weights_only=True) does not read b"" (seen with 2.13).
-    """
-    if isinstance(value, Tensor):
-        tensor = value.detach().cpu()
-        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
-    if type(value) is dict:
-        return {key: _loadable(inner, f"{name}[{key!r}]") for key, inner in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_loadable(inner, f"{name}[{i}]") for i, inner in enumerate(value))
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise TypeError(f"{name} is a {type(value).__name__}; a checkpoint holds tensors and plain data only")

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from core import assemble, checkpoint, files
+from core import assemble, files
 from core.config import Config, from_plain, resolved
 from core.engine import Engine
 from core.nonfinite import Bad, first_bad
+from core.packing import packed
 from core.randomness import draw
 from core.spec import EnvSpec
 from core.state import Batch, State, Tensors, clone, member
@@ -150,7 +151,7 @@ def keep(path: Path, config: Config, engine: Engine, spec: EnvSpec, fault: Fault
         "states": {name: state._asdict() for name, state in states.items()},
     }
     files.make_folder(path.parent)
-    files.write(path, checkpoint.packed(saved, "fault"))
+    files.write(path, packed(saved, "fault"))
     return path
 
 

@@ -16,6 +16,7 @@ from core import checkpoint, faults
 from core.agent_session import AgentSession
 from core.config import load
 from core.nonfinite import first_bad
+from core.packing import packed
 from core.signals import DIVERGED
 
 SAC = ["agent=sac", "env=toy/reach", "net.width=16", "agent.batch_size=8", "steps=60", "warmup=20", "compile=false"]
@@ -390,7 +391,7 @@ def test_what_is_shown_again_takes_no_other_settings(monkeypatch, capsys):
 
 
 EMPTY = dict.fromkeys(faults.ENTRIES, {})
-FOREIGN = [b"", b"not a fault", *(checkpoint.packed(tree, "") for tree in ({}, {"format": 1}, {"format": 1} | EMPTY))]
+FOREIGN = [b"", b"not a fault", *(packed(tree, "") for tree in ({}, {"format": 1}, {"format": 1} | EMPTY))]
 
 
 @pytest.mark.parametrize("content", [*FOREIGN, None])
