@@ -12,6 +12,7 @@ which go on growing, it knows the first bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ from core.replay_store import prune
 FORMAT = 4
 KEPT = 2
 CHECKPOINTS, REPLAY, STATE, MANIFEST = "checkpoints", "replay", "state.pt", "manifest.json"
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # no such file; others may pass
 ENTRIES = ("states", "engine", "clock", "pending", "replay", "records", "config")  # in the state of every kind of run
 
 
@@ -87,7 +89,7 @@ def newest(folder: Path, report: Callable[[str], None] | None = None, records: b
     """The newest checkpoint that is whole, or None if there is none at all. records: as those must be that it knows.
 
     Each damaged one that it passes over gets a line, on stderr unless `report` takes it.
-    Raises ValueError if there are checkpoints and none is whole.
+    Raises ValueError if there are checkpoints and none is whole; OSError where the disk does not let one be read now.
     """
     report = report or partial(print, file=sys.stderr)
     found = checkpoints(folder)
@@ -143,10 +145,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=_order)
 
 
-def problems(checkpoint: Path, records: bool = True, over: bool = False) -> Iterator[str]:
+def problems(checkpoint: Path, records: bool = True, over: bool = False, unreadable: bool = False) -> Iterator[str]:
     """One line for each file of a checkpoint that is not as it was written.
 
-    records: those too that it knows of. over: it is the end of its run, and they have not grown since.
+    records: those too that it knows of. over: it is the end of its run, and they have not grown since. unreadable: one
+    that the disk does not let be read counts too; else that raises OSError, as it may pass and is no damage.
     """
     folder, name = checkpoint.parents[1], f"{CHECKPOINTS}/{checkpoint.name}/{MANIFEST}"
     try:
@@ -158,8 +161,11 @@ def problems(checkpoint: Path, records: bool = True, over: bool = False) -> Iter
             yield f"{name}: of step {manifest['step']}"
         expected = [(*_entry(entry), True) for entry in manifest["files"]]
         known = [(*_entry(entry), over) for entry in manifest["records"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        yield f"{name}: cannot be read ({error.strerror if isinstance(error, OSError) else told(error)})"
+    except OSError as error:
+        yield _unread(error, folder, name, unreadable)
+        return
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        yield f"{name}: cannot be read ({told(error)})"
         return
     for path, size, sha, whole in expected + (known if records else []):
         try:
@@ -169,13 +175,16 @@ def problems(checkpoint: Path, records: bool = True, over: bool = False) -> Iter
             elif files.sha256(folder / path, size) != sha:
                 yield f"{path}: its content has changed"
         except OSError as error:
-            yield f"{path}: cannot be read ({error.strerror})"
+            yield _unread(error, folder, path, unreadable)
         except ValueError as error:  # no name that a file can have
             yield f"{path!r}: cannot be read ({error})"
 
 
 def tidy(folder: Path, last: Path | None) -> None:
-    """Keep `last` and the checkpoint before it; remove all others, and chunks of replay that neither lists."""
+    """Keep `last` and the checkpoint before it; remove all others, and chunks of replay that neither lists.
+
+    While the disk does not let one of the two be read no chunk is removed: it may list them.
+    """
     found = checkpoints(folder)
     kept = [path for path in found if last and _order(path) <= _order(last)][-KEPT:]
     for path in found:
@@ -188,14 +197,27 @@ def tidy(folder: Path, last: Path | None) -> None:
 
     needed = set()
     for path in kept:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it is damaged
+        try:
             needed |= {Path(entry["path"]).name for entry in _manifest(path)["files"]}
+        except OSError as error:
+            if error.errno not in GONE:
+                return
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue  # it is damaged
     prune(folder / REPLAY, keep=needed)
 
 
 def step(checkpoint: Path) -> int:
     """Env steps of the run when it was saved."""
     return _order(checkpoint)[0]
+
+
+def _unread(error: OSError, folder: Path, path: str, unreadable: bool) -> str:
+    """A line about a file that is not there, or `unreadable`. Raises OSError, naming it, where the error may pass."""
+    if unreadable or error.errno in GONE:
+        return f"{path}: cannot be read ({error.strerror})"
+    advice = "try again; remove this file only if it is lost for good"
+    raise OSError(error.errno, f"{error.strerror}; {advice}", str(folder / path)) from error
 
 
 @contextlib.contextmanager

@@ -19,7 +19,9 @@ def problems(folder: Path) -> list[str]:
     Of the wall clock, and not compared, are timing.jsonl and what TensorBoard draws.
     """
     found, over = checkpoint.checkpoints(folder), (folder / DONE).exists()
-    lines = [line for path in found for line in checkpoint.problems(path, over=over and path == found[-1])]
+    lines: list[str] = []
+    for path in found:
+        lines += checkpoint.problems(path, over=over and path == found[-1], unreadable=True)
     lines += _unreadable(folder)
     if not found:
         lines.append(f"{folder}: no checkpoint")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +12,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -213,6 +216,51 @@ def test_after_damage_the_run_goes_on_from_the_one_before_and_saves_again(run):
     assert names(run.folder) == ["000000000007"] and os.listdir(run.folder / "replay") == ["replay-000000"]
     run.save()
     assert check(run.folder, checkpoint.newest(run.folder, quiet)) == 14
+
+
+# a disk that cannot be read for a while
+
+
+@contextlib.contextmanager
+def failing(place: str, number: int) -> Iterator[None]:
+    """Inside, this file of the run cannot be read; nor does the error name it, as one of a later read does not."""
+    opened = Path.open
+
+    def refuse(path, *args, **kwargs):
+        if str(path).endswith(place):
+            raise OSError(number, os.strerror(number))
+        return opened(path, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        yield
+
+
+PLACES = ["checkpoints/000000000014/state.pt", "checkpoints/000000000014/manifest.json", "replay/replay-000008", RECORD]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_file_that_cannot_be_read_now_is_named_and_not_taken_for_damaged(run, place, number):
+    with failing(place, number), pytest.raises(OSError) as raised:
+        checkpoint.newest(run.folder, quiet)
+    told = f"{os.strerror(number)}; try again; remove this file only if it is lost for good"
+    assert (raised.value.errno, raised.value.strerror) == (number, told)
+    assert raised.value.filename == str(run.folder / place)
+    assert check(run.folder, checkpoint.newest(run.folder, quiet)) == 14
+
+
+def test_while_a_manifest_cannot_be_read_no_chunk_that_it_lists_is_removed(run):
+    for _ in range(3):
+        run.go()
+        run.save()
+    first, last = checkpoint.checkpoints(run.folder)
+    with failing("000000000028/manifest.json", errno.EIO):
+        checkpoint.tidy(run.folder, last)
+    assert check(run.folder, first) == 28  # by chunks that the newer one does not list
+    flip(first / "manifest.json", 0)
+    checkpoint.tidy(run.folder, last)
+    assert min(os.listdir(run.folder / "replay")) == "replay-000016"
 
 
 # crashes

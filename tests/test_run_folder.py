@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from core import files, provenance, run
 from core.cells import held
+from core.config import BadConfig, setting_up
 from core.evaluation import Result
 from core.run_folder import RunFolder, differing
 from core.signals import Stop
@@ -146,6 +148,30 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(wh
     assert line == f"checkpoint 000000000030 is damaged and not used: {place}: its content has changed"
     assert command(capsys, "digest", path) == command(capsys, "digest", whole)
     assert [(path / name).read_bytes() for name in RECORDS] == [(whole / name).read_bytes() for name in RECORDS]
+
+
+def test_a_disk_that_cannot_be_read_for_a_while_costs_no_checkpoint(whole, tmp_path, capsys):
+    path, place = tmp_path / "run", "checkpoints/000000000030/state.pt"
+    with pytest.raises(Killed):
+        train(path, killed_at=35)
+    opened = Path.open
+
+    def failing(file, *args, **kwargs):
+        if str(file).endswith(place):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(file, *args, **kwargs)
+
+    line = f"{path / place}: Input/output error; try again; remove this file only if it is lost for good"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        with pytest.raises(BadConfig, match=f"^{re.escape(line)}$"), setting_up():
+            train(path)
+        assert command(capsys, "digest", path) == (2, [], [line])
+        assert command(capsys, "verify", path) == (1, [f"{place}: cannot be read (Input/output error)"], [])
+    assert len(list((path / "checkpoints").iterdir())) == 2
+    assert train(path)
+    assert capsys.readouterr().err == ""
+    assert command(capsys, "digest", path) == command(capsys, "digest", whole)
 
 
 def test_a_finished_run_says_so_and_nothing_in_its_folder_changes(whole):
