@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -32,8 +32,11 @@ from core.options import one_line, told
 from core.packing import packed
 from core.replay_store import prune
 
+T = TypeVar("T")
 FORMAT = 4
 KEPT = 2
+LOOKS = 3  # at a run that drops its checkpoints while they are read
+MOVING = "{}: saved anew before its checkpoints could be read; try again, or when the run has ended"
 CHECKPOINTS, REPLAY, STATE, MANIFEST = "checkpoints", "replay", "state.pt", "manifest.json"
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # no such file; others may pass
 ENTRIES = ("states", "engine", "clock", "pending", "replay", "records", "config")  # in the state of every kind of run
@@ -88,21 +91,47 @@ def save(folder: Path, step: int, state: dict, replay: Replay) -> Path:
 def newest(folder: Path, report: Callable[[str], None] | None = None, records: bool = True) -> Path | None:
     """The newest checkpoint that is whole, or None if there is none at all. records: as those must be that it knows.
 
-    Each damaged one that it passes over gets a line, on stderr unless `report` takes it.
-    Raises ValueError if there are checkpoints and none is whole; OSError where the disk does not let one be read now.
+    Each damaged one that it passes over gets a line, on stderr unless `report` takes it; what a run that goes on drops
+    meanwhile is not damaged. Raises ValueError if there are checkpoints and none is whole; OSError where the disk does
+    not let one be read now.
     """
     report = report or partial(print, file=sys.stderr)
-    found = checkpoints(folder)
-    for checkpoint in reversed(found):
-        problem = next(problems(checkpoint, records), None)
-        if problem is None:
-            return checkpoint
-        report(f"checkpoint {checkpoint.name} is damaged and not used: {problem}")
-    if any(next(problems(checkpoint, records=False), None) is None for checkpoint in found):
+    for _ in range(LOOKS):
+        found, gone = checkpoints(folder), False
+        for checkpoint in reversed(found):
+            problem = next(problems(checkpoint, records), None)
+            if problem is None:
+                return checkpoint
+            gone = not checkpoint.exists()
+            if gone:
+                break  # its run goes on, and has dropped it: there are newer ones
+            report(f"checkpoint {checkpoint.name} is damaged and not used: {problem}")
+        if not gone:
+            break
+    else:
+        raise ValueError(MOVING.format(folder))
+    if any(next(problems(each, records=False), None) is None for each in found):
         raise ValueError(f"run_dir: only records in {folder} have changed; resume=force goes on with them as they are")
     if found:
         raise ValueError(f"run_dir: no checkpoint in {folder} is whole; restore its files, or choose another folder")
     return None
+
+
+def of_newest(folder: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
+    """The newest whole checkpoint, and what `read` makes of it; of a newer one if its run has dropped it by then.
+
+    Raises ValueError if there is none yet, or none is whole; and what `read` raises.
+    """
+    for _ in range(LOOKS):
+        last = newest(folder)
+        if last is None:
+            raise ValueError(f"{folder}: no checkpoint yet")
+        try:
+            return last, read(last)
+        except (OSError, ValueError):
+            if last.exists():
+                raise
+    raise ValueError(MOVING.format(folder))
 
 
 def load(checkpoint: Path) -> dict:
@@ -181,10 +210,7 @@ def problems(checkpoint: Path, records: bool = True, over: bool = False, unreada
 
 
 def tidy(folder: Path, last: Path | None) -> None:
-    """Keep `last` and the checkpoint before it; remove all others, and chunks of replay that neither lists.
-
-    While the disk does not let one of the two be read no chunk is removed: it may list them.
-    """
+    """Keep `last` and the checkpoint before it; remove all others, and chunks of replay that neither lists."""
     found = checkpoints(folder)
     kept = [path for path in found if last and _order(path) <= _order(last)][-KEPT:]
     for path in found:
@@ -201,7 +227,7 @@ def tidy(folder: Path, last: Path | None) -> None:
             needed |= {Path(entry["path"]).name for entry in _manifest(path)["files"]}
         except OSError as error:
             if error.errno not in GONE:
-                return
+                return  # which chunks it lists cannot be read now; all stay
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # it is damaged
     prune(folder / REPLAY, keep=needed)
@@ -216,8 +242,8 @@ def _unread(error: OSError, folder: Path, path: str, unreadable: bool) -> str:
     """A line about a file that is not there, or `unreadable`. Raises OSError, naming it, where the error may pass."""
     if unreadable or error.errno in GONE:
         return f"{path}: cannot be read ({error.strerror})"
-    advice = "try again; remove this file only if it is lost for good"
-    raise OSError(error.errno, f"{error.strerror}; {advice}", str(folder / path)) from error
+    line = f"{error.strerror}; try again; remove this file only if it is lost for good"
+    raise OSError(error.errno, line, str(folder / path)) from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import hashlib
 import io
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -104,23 +105,26 @@ def export(run_dir: Path, file: Path) -> dict[str, np.ndarray]:
 
     Raises ValueError if there is no checkpoint, or it does not fit, or if the run saw frames.
     """
-    newest = checkpoint.newest(run_dir)
-    if newest is None:
-        raise ValueError(f"{run_dir}: no checkpoint yet")
+    _, replay = checkpoint.of_newest(run_dir, partial(_restored, run_dir))
+    found = transitions(replay.ring)
+    content = io.BytesIO()
+    np.savez_compressed(content, **found)  # type: ignore[arg-type]
+    write(file, content.getvalue())
+    return found
+
+
+def _restored(run_dir: Path, saved: Path) -> Replay:
+    """The replay of a run as it was saved in this checkpoint."""
     config = config_of(run_dir)
     env = assemble.environments(config, config.tasks[-1])()
     env.close()
     if env.spec.is_image:
         raise ValueError(f"{run_dir}: its replay holds frames; only vectors can be exported")
     replay = Replay(env.spec, config.seeds, **assemble.replay_options(config, env.spec))
-    saved = checkpoint.load(newest)["replay"]
-    with checkpoint.fitting(newest):
-        replay.load(run_dir / "replay", saved)
-    found = transitions(replay.ring)
-    content = io.BytesIO()
-    np.savez_compressed(content, **found)  # type: ignore[arg-type]
-    write(file, content.getvalue())
-    return found
+    state = checkpoint.load(saved)["replay"]
+    with checkpoint.fitting(saved):
+        replay.load(run_dir / "replay", state)
+    return replay
 
 
 def transitions(ring: Ring) -> dict[str, np.ndarray]:

@@ -88,9 +88,7 @@ def load_policy(run_dir: str | Path) -> Policy:
     folder = Path(run_dir)
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder}: no run here; expected a folder with {CONFIG}")
-    newest = checkpoint.newest(folder)
-    if newest is None:
-        raise ValueError(f"{folder}: no checkpoint yet")
-    config, saved = config_of(folder), checkpoint.load(newest)
+    newest, saved = checkpoint.of_newest(folder, checkpoint.load)
+    config = config_of(folder)
     with checkpoint.fitting(newest):
         return Policy(config, saved)

@@ -36,10 +36,7 @@ FIELDS = {
 
 def digest(folder: Path) -> int:
     """Hashes of the newest checkpoint's components, and of the records up to it."""
-    last = checkpoint.newest(folder)  # every file it needs has been read and compared
-    if last is None:
-        raise ValueError(f"{folder}: no checkpoint yet")
-    state = checkpoint.load(last)
+    last, state = checkpoint.of_newest(folder, checkpoint.load)  # every file it needs has been read and compared
     with checkpoint.fitting(last):
         for component, field in FIELDS.items():
             print(component, digest_of({part: fields[field] for part, fields in state["states"].items()}))
@@ -52,11 +49,11 @@ def digest(folder: Path) -> int:
 
 def verify(folder: Path) -> int:
     """Say which files are not as they were written."""
-    problems = verification.problems(folder)
+    problems, looked_at = verification.problems(folder)
     for line in problems:
         print(line)
     if not problems:
-        print(f"{folder}: {len(checkpoint.checkpoints(folder))} checkpoints, every file as it was written")
+        print(f"{folder}: {looked_at} checkpoints, every file as it was written")
     return 1 if problems else 0
 
 

@@ -13,21 +13,36 @@ from core import checkpoint, files
 from core.run_folder import CONFIG, DONE, PROVENANCE, differing, read_config, read_summary
 
 
-def problems(folder: Path) -> list[str]:
-    """One line for each file that is not: checkpoints and summary by digest, configuration by checkpoint.
+def problems(folder: Path) -> tuple[list[str], int]:
+    """One line for each file that is not: checkpoints and summary by digest, configuration by checkpoint; and how many
+    checkpoints were looked at, without what a run that goes on has dropped meanwhile.
 
-    Of the wall clock, and not compared, are timing.jsonl and what TensorBoard draws.
+    Of the wall clock, and not compared, are timing.jsonl and what TensorBoard draws. Raises ValueError where a run
+    drops its checkpoints faster than they can be read.
     """
-    found, over = checkpoint.checkpoints(folder), (folder / DONE).exists()
-    lines: list[str] = []
-    for path in found:
-        lines += checkpoint.problems(path, over=over and path == found[-1], unreadable=True)
+    lines, looked_at = _of_checkpoints(folder)
     lines += _unreadable(folder)
-    if not found:
+    if not looked_at:
         lines.append(f"{folder}: no checkpoint")
     if not lines:
-        lines = list(_changed_settings(folder, checkpoint.load(found[-1])["config"]))
-    return list(dict.fromkeys(lines))  # two checkpoints share most chunks
+        newest = checkpoint.checkpoints(folder)[-1]
+        lines = list(_changed_settings(folder, checkpoint.load(newest)["config"]))
+    return list(dict.fromkeys(lines)), looked_at  # two checkpoints share most chunks
+
+
+def _of_checkpoints(folder: Path) -> tuple[list[str], int]:
+    """The lines of those that stand when they have been read, and their number."""
+    for _ in range(checkpoint.LOOKS):
+        over = (folder / DONE).exists()  # if so, what is found now is all that there will be
+        found = checkpoint.checkpoints(folder)
+        lines, looked_at = list[str](), 0
+        for path in reversed(found):  # the newest stands longest
+            wrong = list(checkpoint.problems(path, over=over and path == found[-1], unreadable=True))
+            if path.exists():
+                lines, looked_at = wrong + lines, looked_at + 1
+        if looked_at or not found:
+            return lines, looked_at
+    raise ValueError(checkpoint.MOVING.format(folder))
 
 
 def _unreadable(folder: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from fake_replay import FakeReplay
 
-from core import checkpoint
+from core import checkpoint, files
 from core.digest import digest
 
 RECORD = "metrics.jsonl"
@@ -261,6 +261,72 @@ def test_while_a_manifest_cannot_be_read_no_chunk_that_it_lists_is_removed(run):
     flip(first / "manifest.json", 0)
     checkpoint.tidy(run.folder, last)
     assert min(os.listdir(run.folder / "replay")) == "replay-000016"
+
+
+# a run that goes on while it is looked at
+
+
+@contextlib.contextmanager
+def going_on(run: Run, saves: list[int]) -> Iterator[None]:
+    """Inside, before the k-th reading of a file for its digest the run has saved so often once more."""
+    left, read = iter(saves), files.sha256
+
+    def later(path, size=None):
+        with pytest.MonkeyPatch.context() as quietly:
+            quietly.setattr(files, "sha256", read)
+            for _ in range(next(left, 0)):
+                run.go()
+                run.save()
+        return read(path, size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "sha256", later)
+        yield
+
+
+@pytest.mark.parametrize("saves", [[2], [1, 2], [0, 2], [1, 1], [2, 2]])
+def test_a_checkpoint_that_its_run_drops_while_it_is_read_is_not_damaged(run, saves):
+    with going_on(run, saves):
+        newest = checkpoint.newest(run.folder, quiet)
+    assert check(run.folder, newest) == int(names(run.folder)[-1])
+
+
+def test_one_that_is_dropped_between_look_and_use_is_looked_for_again(run):
+    times = iter([2, 0])
+
+    def read(path: Path) -> int:
+        for _ in range(next(times)):
+            run.go()
+            run.save()
+        return check(run.folder, path)
+
+    last, step = checkpoint.of_newest(run.folder, read)
+    assert (last.name, step) == ("000000000028", 28)
+
+
+def test_a_run_that_drops_them_faster_than_they_are_read_is_told_of_as_such(run):
+    with going_on(run, [2] * 100), pytest.raises(ValueError, match="saved anew before its checkpoints could be read"):
+        checkpoint.newest(run.folder, quiet)
+
+
+def test_what_goes_wrong_with_a_checkpoint_that_stands_is_raised_at_once(run):
+    looked = []
+
+    def wrong(path: Path) -> None:
+        looked.append(path.name)
+        raise ValueError("holds no state")
+
+    with pytest.raises(ValueError, match="holds no state"):
+        checkpoint.of_newest(run.folder, wrong)
+    assert looked == ["000000000014"]
+
+
+def test_a_really_damaged_one_is_told_of_while_its_run_goes_on(run):
+    flip(run.folder / "checkpoints/000000000014/state.pt", 0)
+    lines: list[str] = []
+    with going_on(run, [0, 2]):
+        assert check(run.folder, checkpoint.newest(run.folder, lines.append)) == 28
+    assert len(lines) == 1 and "000000000014 is damaged and not used" in lines[0]
 
 
 # crashes

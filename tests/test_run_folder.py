@@ -416,6 +416,40 @@ def test_verify_prints_a_line_for_every_damaged_file(tmp_path, capsys):
     ]
 
 
+def listed(saved: Path) -> set[str]:
+    """The chunks of replay that a checkpoint needs."""
+    manifest = json.loads((saved / "manifest.json").read_text())
+    return {entry["path"] for entry in manifest["files"] if entry["path"].startswith("replay/")}
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_verify_of_a_run_that_goes_on_tells_only_of_what_is_damaged(tmp_path, capsys, monkeypatch, damaged):
+    """The older checkpoint is dropped while the newest is read, with all that only it lists."""
+    train(tmp_path)
+    (tmp_path / "done.json").unlink()
+    if damaged:
+        os.truncate(tmp_path / "replay/replay-000024", 1)
+    older, newest = sorted((tmp_path / "checkpoints").iterdir())
+    only = listed(older) - listed(newest)
+    assert only
+    read, looked = files.sha256, []
+
+    def later(path, size=None):
+        looked.append(path)
+        if len(looked) == 2:
+            older.rename(older.with_name(".dropped"))
+            for name in only:
+                (tmp_path / name).unlink()
+        return read(path, size)
+
+    monkeypatch.setattr(files, "sha256", later)
+    code, lines, _ = command(capsys, "verify", tmp_path)
+    if damaged:
+        assert (code, lines) == (1, ["replay/replay-000024: 1 bytes long, 4 expected"])
+    else:
+        assert (code, lines) == (0, [f"{tmp_path}: 1 checkpoints, every file as it was written"])
+
+
 @pytest.mark.parametrize(("name", "content"), [("config.yaml", "{{{"), ("config.yaml", ""), ("done.json", "{")])
 def test_verify_reads_what_no_manifest_lists(tmp_path, capsys, name, content):
     train(tmp_path)
