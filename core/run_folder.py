@@ -95,7 +95,7 @@ class RunFolder:
             self.storage.say(f"resume=force: {line}")
         last = checkpoint.newest(self.path, records=self._mode != "force")
         state = checkpoint.load(last) if last else None
-        self.changed = self._changes(state["start"]) if state else []
+        self.changed = self._changes(state.get("start")) if state else []
         damaged = list(checkpoint.problems(last)) if last and self._mode == "force" else []
         for line in damaged:
             self.storage.say(f"{line}; it stays as it is")
@@ -209,9 +209,10 @@ class RunFolder:
             )
         return changed
 
-    def _changes(self, number: int) -> list[str]:
+    def _changes(self, number: object) -> list[str]:
         """What the start of this number had otherwise."""
-        changed = changes(self._starts[number], self._start) if number < len(self._starts) else []
+        known = self._starts[number] if type(number) is int and 0 <= number < len(self._starts) else None
+        changed = changes(known, self._start) if known else []
         if changed and self._mode == "exact":
             raise ValueError(f"resume: exact given; since {self.path} was saved, {'; '.join(changed)} has changed")
         return changed
