@@ -269,32 +269,32 @@ class Slow:
     def synchronize(self) -> None: ...
 
 
-def test_a_device_that_answers_late_has_the_batch_of_the_right_update_named(tmp_path, monkeypatch, capsys):
-    """What a GPU does, on a CPU: the answer to update 13 comes with update 15, the line with the next metrics."""
+@pytest.fixture
+def slowly(monkeypatch):
+    """What a GPU does, on a CPU: a reward that is no number is met in update 13, the answer comes with update 15."""
     monkeypatch.setattr(faults, "_host_memory", lambda members: torch.empty(members, dtype=torch.bool))
     monkeypatch.setattr(torch.cuda, "Event", Slow)
-    plant, name, _ = PLANTED["reward"]
+    monkeypatch.setattr(Slow, "recorded", [])
 
-    def slowly(run: AgentSession, monkeypatch) -> None:
+    def plant(run: AgentSession, monkeypatch) -> None:
         run.watch._waits = True
-        plant(run, monkeypatch)
+        PLANTED["reward"][0](run, monkeypatch)
 
+    return plant
+
+
+def test_a_device_that_answers_late_has_the_batch_of_the_right_update_named(tmp_path, monkeypatch, slowly):
+    """And the line comes with the next metrics."""
     played(tmp_path, slowly, monkeypatch, "log_every=16")
+    name = PLANTED["reward"][1]
     (row,) = [row for row in rows(tmp_path) if "diverged" in row]
     assert row == {"step": 20 + UPDATE, "updates": UPDATE, "diverged": 0, "cause": name}
     assert (tmp_path / "faults" / f"seed_0-update_{UPDATE}.pt").exists()
     assert 2 < len(Slow.recorded) == 40
 
 
-def test_when_it_is_told_does_not_depend_on_when_the_run_is_saved(tmp_path, monkeypatch):
+def test_when_it_is_told_does_not_depend_on_when_the_run_is_saved(tmp_path, monkeypatch, slowly):
     """Frozen in update 13, saved after update 14 and gone on with: told at the log all the same, with its batch."""
-    monkeypatch.setattr(faults, "_host_memory", lambda members: torch.empty(members, dtype=torch.bool))
-    monkeypatch.setattr(torch.cuda, "Event", Slow)
-    plant, name, _ = PLANTED["reward"]
-
-    def slowly(run: AgentSession, monkeypatch) -> None:
-        run.watch._waits = True
-        plant(run, monkeypatch)
 
     def briefly(run: AgentSession, monkeypatch) -> None:
         slowly(run, monkeypatch)
