@@ -67,6 +67,8 @@ WITHOUT_EFFECT = ("run_dir", "resume", "save_every", "log_every", "on_divergence
 
 def from_plain(tree: Mapping[str, Any]) -> Config:
     """The run that a tree of plain data describes. Raises ValueError, one line, for whatever does not fit."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{show(tree)} given; expected settings by name")
     tree = {**tree}
     env = _group(tree, "env")
     groups = {group: _group(tree, group) for group in ("agent", "net", "value", "replay")}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_lines import command_lines, short_runs
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from spoilers import FUZZ, bomb, refused, spoilt_bytes, spoilt_trees
 
 import train
@@ -99,6 +99,7 @@ def test_ten_thousand_command_lines_are_runs_or_refused(argv):
 
 @settings(max_examples=300, **FUZZ)
 @given(spoilt_trees(TREE))
+@example(10**30)
 def test_a_spoilt_tree_of_plain_data_is_a_run_or_refused_in_one_line(tree):
     """What `from_plain` reads came from a file, and may be anything that yaml can hold."""
     if not refused(from_plain, tree):
