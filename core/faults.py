@@ -68,7 +68,8 @@ class Watch:
 
     def load_state_dict(self, saved: dict) -> None:
         """Raises ValueError for what is of other members than these."""
-        known, found = list(saved["known"]), [Fault(**fault) for fault in saved["found"]]
+        known, device = list(saved["known"]), self._engine.device
+        found = [Fault(f["member"], {k: v.to(device) for k, v in f["batch"].items()}) for f in saved["found"]]
         members = {len(known)} | {fault.member + 1 for fault in found}
         if len(known) != len(self._known) or max(members) > len(known) or {type(alive) for alive in known} - {bool}:
             raise ValueError(f"known: {known} given; expected whether each of {len(self._known)} members lives")
