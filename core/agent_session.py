@@ -35,6 +35,7 @@ class AgentSession(Session):
     def __init__(self, config: Config) -> None:
         """Raises ValueError for a configuration that does not fit together, this machine, or what the folder holds."""
         check_device(config.device)
+        assemble.choose_arithmetic(config.precision)
         self.config = config
         streams = importlib.import_module("envs.stream")
         self.stream = streams.Stream(config.tasks, config.stream.steps)

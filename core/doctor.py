@@ -133,12 +133,12 @@ CHECKS: dict[str, tuple[int, Callable[[Config], str]]] = {
 
 def projection(config: Config) -> str:
     """Time one env step, one decision and one update, and say what a run comes to."""
+    assemble.choose_arithmetic(config.precision)
     make = assemble.environments(config, config.tasks[0])
     envs = importlib.import_module("envs.vector").Vector([make() for _ in config.seeds], config.seeds, "train")
     envs.reset()
     engine = _engine(config, config.compile and assemble.compiler_found())
     assemble.choose_threads(engine)
-    assemble.choose_products(config.precision)
     replay, settings = _replay(config, config.device), config.agent
     explore = engine.learner.explore_eval  # type: ignore[attr-defined]
     action = engine.act(envs.observation[:, None], explore, "act", 0)[:, 0]

@@ -50,7 +50,6 @@ class Session:
             learner, config.seeds, learner.settings.batch_size, config.device, self.compile, config.precision
         )
         assemble.choose_threads(self.engine)
-        assemble.choose_products(config.precision)
         self.averages = Averages(len(config.seeds))
         self.watch = Watch(self.engine)
         self.stop = Stop()

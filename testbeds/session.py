@@ -52,6 +52,7 @@ class TestbedSession(Session):
     def __init__(self, config: Config) -> None:
         """Raises ValueError for a configuration that does not fit together, this machine, or what the folder holds."""
         check_device(config.device)
+        assemble.choose_arithmetic(config.precision)
         self.config = config
         module = importlib.import_module(f"testbeds.streams.{config.env.partition('/')[2]}")
         self.stream = module.Settings(**config.env_options)

@@ -97,10 +97,10 @@ def test_members_do_not_depend_on_their_neighbours():
 
 def test_tf32_is_taken_only_where_it_was_asked_for():
     try:
-        assemble.choose_products("tf32")
+        assemble.choose_arithmetic("tf32")
         assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
-        assemble.choose_products("bfloat16")
+        assemble.choose_arithmetic("bfloat16")
         assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
     finally:
-        assemble.choose_products("float32")
+        assemble.choose_arithmetic("float32")
     assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
