@@ -1,6 +1,6 @@
 """How fast: updates beside the bare limit and peers, whole loops with the share of each stage, draws from the replay.
 
-    python -m benchmarks.speed [parts=sac,dqn,impala,pixels,loop,real,replay,layer,guards]
+    python -m benchmarks.speed [parts=sac,dqn,impala,pixels,loop,real,replay,layer,guards,denormals]
                                [blocks=5] [seconds=0.6] [keep=true]
 
 Everything that is compared is timed in turn in the same process (benchmarks/timing.py); what is compared is the ratio.
@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import draws, guards, layer, loops, updates
+from benchmarks import denormals, draws, guards, layer, loops, updates
+from core import assemble
 from core.provenance import provenance
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -31,6 +32,7 @@ PARTS: dict[str, Callable[[int, float], list[list[str]]]] = {
     "replay": draws.replay,
     "layer": layer.overhead,
     "guards": guards.guards,
+    "denormals": denormals.denormals,
 }
 
 
@@ -56,6 +58,7 @@ def main(argv: list[str]) -> int:
     if unknown or not set(chosen) <= PARTS.keys():
         print(f"{unknown or chosen}: expected parts={','.join(PARTS)}, blocks=N, seconds=S, keep=true", file=sys.stderr)
         return 2
+    assemble.choose_arithmetic("float32")  # as runs have it, and before any part brings threads to life
     text = [f"## {machine()}\n\n    python -m benchmarks.speed {' '.join(argv)}\n"]
     print(text[0], flush=True)
     for name in chosen:

@@ -1,5 +1,9 @@
 """bfloat16 in hidden layers: what is rounded, what is not, and that it trains all the same."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -104,3 +108,20 @@ def test_tf32_is_taken_only_where_it_was_asked_for():
     finally:
         assemble.choose_arithmetic("float32")
     assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+
+
+def test_a_run_takes_denormal_numbers_for_zero_in_every_thread(tmp_path):
+    """Threads inherit how they compute at their birth: it is chosen before the first of them is needed."""
+    script = f"""
+import torch
+from core.agent_session import AgentSession
+from core.config import load
+
+AgentSession(load(["agent=dqn", "env=atari/pong", "compile=false", "run_dir={tmp_path}/run"]))
+torch.set_num_threads(2)
+halved = torch.full((2**20,), 2e-38) * 0.5
+print(torch.get_num_threads(), [int(bits.count_nonzero()) for bits in halved.view(torch.int32).chunk(2)])
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert run.stdout == "2 [0, 0]\n", run.stdout + run.stderr
