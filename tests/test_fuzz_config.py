@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from command_lines import command_lines, short_runs
 from hypothesis import example, given, settings
@@ -189,3 +190,5 @@ def test_what_is_accepted_trains_to_its_end_or_is_refused_before_anything_is_wri
         except BadConfig as error:
             line = " ".join(str(error).split())  # as `main` shows it
             assert line and line.isprintable() and not (folder / CONFIG).exists(), f"{argv}: {line}"
+        finally:
+            torch.set_flush_denormal(False)  # hypothesis draws such numbers, and looks whether it can
