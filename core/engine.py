@@ -16,14 +16,13 @@ layers stay float32. With `tf32` a GPU's products drop 13 bits of the mantissa o
 Storage never moves: new values are written with `copy_` into the tensors the engine was born with, so nothing that
 holds one (a compiled region, a captured graph, an acting copy) goes stale at a reset.
 
-A member whose batch, loss or gradient is not finite is frozen at once, on the device (`alive`); its neighbours' bits do
-not change. Each network is judged before it steps: those before it in the update's order have taken theirs. The host
-learns of it when it asks (`diverged`).
+A member whose loss or gradient is not finite is frozen at once, on the device (`alive`); its neighbours' bits do not
+change. Each network is judged before it steps: those before it in the update's order have taken theirs. The host learns
+of it when it asks (`diverged`). What a world shows is judged before it is stored (envs/vector.py, core/offline.py).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, cast
 
@@ -125,7 +124,7 @@ class Engine:
 
     def _batched(self, states: States, batch: Batch, count: Tensor) -> Tensors:
         noise = draw(self.noise, self._keys, count)
-        trained = self.alive.logical_and_(_finite(batch)) & self.awake
+        trained = self.alive & self.awake
         new, info = vmap(self.learner.update)(states, batch | {"alive": trained}, noise)
         _write_trained(states, new)
         self.alive.logical_and_(trained | ~self.awake)
@@ -133,7 +132,7 @@ class Engine:
 
     def _by_member(self, states: States, batch: Batch, count: Tensor) -> Tensors:
         noise = draw(self.noise, self._keys, count)
-        trained = self.alive.logical_and_(_finite(batch)) & self.awake
+        trained = self.alive & self.awake
         infos = []
         for i, mine in enumerate(self._members):
             new, info = self.learner.update(mine, member(batch | {"alive": trained}, i), member(noise, i))
@@ -282,12 +281,3 @@ def _write_trained(states: States, new: States) -> None:
         for field in State._fields:
             if field != "birth":
                 write(getattr(state, field), getattr(new[name], field))
-
-
-def _finite(batch: Batch) -> Tensor:
-    """Whether all numbers that a member is given are finite; pixels and labels always are. -> [n]"""
-    some = next(iter(batch.values()))
-    floats = [value.reshape(len(value), -1) for value in batch.values() if value.is_floating_point()]
-    if not floats:
-        return some.new_ones(len(some), dtype=torch.bool)
-    return torch.linalg.vector_norm(torch.cat(floats, -1), math.inf, dim=-1) < math.inf
