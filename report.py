@@ -3,7 +3,7 @@
     python report.py runs/ablation [base=ARM] [published=drq_eps,der] [missing=worst|drop] [--watch]
 
 Writes runs/ablation/report/. Arms are compared with the base of the file, or with another. With --watch the report
-follows the runs until all of them are over.
+follows the runs until all of them are over, also past what cannot be read or written for a moment.
 """
 
 from __future__ import annotations
@@ -89,13 +89,15 @@ def main(argv: list[str]) -> int:
         folder.mkdir(exist_ok=True)
         board = ReportBoard(folder / "tensorboard", ablation)
         while True:
-            last = over(ablation)
+            last = False
             try:
+                last = over(ablation)
                 print(report(ablation, board, missing, others))
-            except NotYet as early:
-                if last or not watch:
+            except (NotYet, OSError) as passing:
+                if not watch or (last and isinstance(passing, NotYet)):
                     raise
-                print(early)
+                last = False
+                print(passing)
             if last or not watch:
                 break
             time.sleep(WATCH)

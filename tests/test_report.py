@@ -399,6 +399,23 @@ def test_watching_waits_for_the_first_evaluation(ablation, capsys, monkeypatch):
     assert "no run has been evaluated yet" in out and "| ln | 2 |" in out
 
 
+def test_watching_goes_on_past_what_cannot_be_read_or_written_for_a_moment(ablation, capsys, monkeypatch):
+    away = OSError(5, "Input/output error", "report.md")
+
+    def once(*arguments):
+        monkeypatch.undo()
+        monkeypatch.setattr(report.time, "sleep", lambda seconds: None)
+        raise away
+
+    monkeypatch.setattr(report.files, "write", once)
+    assert report.main([str(ablation.out)]) == 2
+    assert "report.md" in capsys.readouterr().err
+    monkeypatch.setattr(report.files, "write", once)
+    assert report.main([str(ablation.out), "--watch"]) == 0
+    out = capsys.readouterr().out
+    assert "Input/output error" in out and "| ln | 2 |" in out
+
+
 def test_what_has_died_is_told_with_its_cause(ablation, capsys):
     cell = cell_of(ablation, "ln", "dmc/walker-run")
     attempts = Attempts(ablation.out)
