@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -34,8 +35,11 @@ def gradient(objective: Callable[[Tensors], tuple[Tensor, Aux]], params: Tensors
 
 
 def joint_norm(grads: Tensors) -> Tensor:
-    """Euclidean norm of all gradients together. -> ()."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]))
+    """Euclidean norm of all gradients together. -> ().
+
+    By a chain of `hypot`: of a stack of norms the compiler makes a parallel region with a barrier for each of them.
+    """
+    return functools.reduce(torch.hypot, map(torch.linalg.vector_norm, grads.values()))
 
 
 def shortened(grads: Tensors, longest: float, norm: Tensor | None = None) -> Tensors:
