@@ -84,6 +84,8 @@ class AgentSession(Session):
 
     def begin(self) -> None:
         self.envs.reset()
+        if self.trace:
+            self.trace.begin(self.envs.observation)
 
     # what the loop asks for
 

@@ -80,6 +80,8 @@ class Session:
         """Begin, or go back to the newest checkpoint."""
         saved = self.folder.resume()
         if saved is None:
+            if self.trace:
+                self.trace.birth(self.engine.states)
             self.begin()
         else:
             with checkpoint.fitting(checkpoint.checkpoints(self.folder.path)[-1]):

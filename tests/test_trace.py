@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -133,14 +134,31 @@ def test_a_different_seed_differs_from_the_first_step_and_equal_runs_nowhere(tmp
     assert told(capsys, str(sound), f"other={tmp_path / 'other'}") == (
         1,
         f"from {sound} to {tmp_path / 'other'}: seeds was [3,4], now [3,5]\n"
-        "first difference: step 1: env: action (of seed 4)",
+        "first difference: birth: parameter: critic: q.0.trunk.layers.0.weight (of seed 4)",
     )
+
+
+def test_the_parts_of_an_update_are_looked_at_in_its_order(tmp_path, sound, capsys):
+    """Another learning rate shows first in what the first step has made of the first part's weights."""
+    play(tmp_path, lambda run: None, "agent.learning_rate=0.0003001")
+    last = told(capsys, str(sound), f"other={tmp_path}")[1].splitlines()[-1]
+    assert last == "first difference: update 1: parameter: critic: q.0.trunk.layers.0.weight (of seed 3, 4)"
+
+
+def test_what_the_world_shows_at_first_is_looked_at(tmp_path, sound, capsys):
+    play(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
+    assert [row["at"] for row in rows[:3]] == ["birth", "step 0", "step 1"]
+    rows[1]["seen"][0][2][0] = "otherwise"
+    (tmp_path / "trace.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    said = "first difference: step 0: env: observation (of seed 3)"
+    assert told(capsys, str(sound), f"other={tmp_path}") == (1, said)
 
 
 def test_what_one_of_two_runs_has_alone_is_counted(tmp_path, sound, capsys):
     play(tmp_path, lambda run: None, "steps=42")
     shown = f"from {sound} to {tmp_path}: steps was 40, now 42"
-    counted = "no difference in 64 steps, updates and events; 4 more in one of them alone"
+    counted = "no difference in 66 steps, updates and events; 4 more in one of them alone"
     assert told(capsys, str(sound), f"other={tmp_path}") == (0, f"{shown}\n{counted}")
 
 
