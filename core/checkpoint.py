@@ -4,9 +4,9 @@
     checkpoints/000000010000/manifest.json   size and sha256 of every file that belongs to it, and of itself
     replay/...                               chunks of replay, shared by all checkpoints, never changed once written
 
-A checkpoint is written aside, synced and renamed, so it exists whole or not at all. The two newest are kept. A second
-one at the same step gets the name 000000010000-1. Paths in a manifest are relative to the run folder; of the records,
-which go on growing, it knows the first bytes.
+A checkpoint is written aside, synced and renamed, so it exists whole or not at all. The two newest are kept. Another
+state of the same step gets the name 000000010000-1; the same state is not written twice. Paths in a manifest are
+relative to the run folder; of the records, which go on growing, it knows the first bytes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from core import files
 from core.options import one_line, told
 from core.packing import packed
-from core.replay_store import prune
+from core.replay_store import Replay, prune
 
 T = TypeVar("T")
 FORMAT = 4
@@ -40,18 +40,6 @@ MOVING = "{}: saved anew before its checkpoints could be read; try again, or whe
 CHECKPOINTS, REPLAY, STATE, MANIFEST = "checkpoints", "replay", "state.pt", "manifest.json"
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # no such file; others may pass
 ENTRIES = ("states", "engine", "clock", "pending", "replay", "records", "config")  # in the state of every kind of run
-
-
-class Replay(Protocol):
-    """What saving asks of a replay memory.
-
-    save(folder) writes the chunks that are not yet there. -> plain data and tensors; "files" lists all chunks it needs,
-    each with its name as "file" and its "sha256". digest() is the sha256 of what it holds, however that is cut.
-    """
-
-    def save(self, folder: Path) -> dict: ...
-
-    def digest(self) -> str: ...
 
 
 def save(folder: Path, step: int, state: dict, replay: Replay) -> Path:
@@ -67,6 +55,8 @@ def save(folder: Path, step: int, state: dict, replay: Replay) -> Path:
     saved = replay.save(folder / REPLAY)
     state = state | {"replay": saved | {"digest": replay.digest()}}
     content = packed(state, "state")
+    if twin := _twin(folder, step, content):
+        return twin
 
     published = _unused(home, step)
     chunks = [(f"{REPLAY}/{chunk['file']}", chunk["sha256"]) for chunk in saved["files"]]
@@ -289,6 +279,15 @@ def _file(path: str, file: Path, length: int | None = None) -> dict[str, Any]:
 def _order(checkpoint: Path) -> tuple[int, ...]:
     """Step, and which of that step."""
     return tuple(map(int, checkpoint.name.split("-")))
+
+
+def _twin(folder: Path, step: int, content: memoryview) -> Path | None:
+    """The newest checkpoint, if it is whole and of this very state: a second one would drop the one before."""
+    last = next(reversed(checkpoints(folder)), None)
+    with contextlib.suppress(OSError):
+        if last and _order(last)[0] == step and (last / STATE).read_bytes() == content:
+            return None if next(problems(last, records=False), "") else last
+    return None
 
 
 def _unused(home: Path, step: int) -> Path:

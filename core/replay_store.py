@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import zstandard
@@ -23,6 +24,18 @@ from core.replay_ring import Ring
 CHUNK = 1_000
 LOOKED_AT = 16  # known files that a save reads again
 PREFIX = "replay-"
+
+
+class Replay(Protocol):
+    """What saving asks of a replay memory.
+
+    save(folder) writes the chunks that are not yet there. -> plain data and tensors; "files" lists all chunks it needs,
+    each with its name as "file" and its "sha256". digest() is the sha256 of what it holds, however that is cut.
+    """
+
+    def save(self, folder: Path) -> dict: ...
+
+    def digest(self) -> str: ...
 
 
 def save_chunks(ring: Ring, folder: Path, known: list[dict], unread: list[str]) -> list[dict]:

@@ -29,6 +29,7 @@ from core.evaluation import Result, mean_scores
 from core.options import show
 from core.provenance import changes, provenance
 from core.records import Records, to_json
+from core.replay_store import Replay
 from core.storage import Storage
 from core.tensorboard import Board
 
@@ -147,7 +148,7 @@ class RunFolder:
     def timing(self, row: Mapping[str, Any]) -> None:
         self.records.timing(row)
 
-    def save(self, step: int, state: dict, replay: checkpoint.Replay) -> Path:
+    def save(self, step: int, state: dict, replay: Replay) -> Path:
         """A checkpoint of the run as it stands, with its place in the records. -> its folder. Raises OSError."""
         ours = {"records": self.records.position(), "config": self._settings, "start": len(self._starts)}
         return checkpoint.save(self.path, step, state | ours, replay)
@@ -184,9 +185,7 @@ class RunFolder:
             holder = (self.path / LOCK).read_text() or "another process"
             raise ValueError(f"run_dir: {self.path} is in use by {holder}; wait for it, or choose another") from None
         except OSError as error:
-            raise ValueError(
-                f"run_dir: {self.path} cannot be used ({error.strerror}); choose another folder"
-            ) from error
+            raise ValueError(f"run_dir: {self.path} cannot be used ({error.strerror}); choose another") from error
 
     def _check(self, config: dict[str, Any], ignore: Collection[str], resume: str) -> list[str]:
         """What differs from the configuration that is there, if the folder may be entered nevertheless."""
@@ -195,7 +194,10 @@ class RunFolder:
         try:
             changed = differing(read_config(self.path), config, ignore)
         except (ValueError, AttributeError, TypeError, KeyError) as error:
-            raise ValueError(f"run_dir: {self.path / CONFIG} cannot be read; choose another folder") from error
+            if resume != "force":
+                line = "cannot be read; resume=force puts the configuration of this command in its place"
+                raise ValueError(f"run_dir: {self.path / CONFIG} {line}") from error
+            changed = [f"{CONFIG} could not be read"]
         if changed and resume != "force":
             more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
             raise ValueError(

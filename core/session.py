@@ -12,7 +12,6 @@ from typing import Any, Self
 
 from core import assemble, checkpoint
 from core.averages import Averages
-from core.checkpoint import Replay
 from core.clock import Clock, Unit
 from core.config import WITHOUT_EFFECT, Config, resolved
 from core.diagnostics import IMAGE, TIERS
@@ -22,6 +21,7 @@ from core.faults import FOLDER, Fault, Watch, cause, keep
 from core.memory import check_networks
 from core.progress import Progress
 from core.rehearsal import rehearse
+from core.replay_store import Replay
 from core.run_folder import RunFolder
 from core.signals import DIVERGED, UNSAVED, Stop
 from core.spec import EnvSpec

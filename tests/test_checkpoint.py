@@ -107,11 +107,11 @@ def test_what_could_not_be_loaded_again_is_refused_by_name_before_anything_is_pu
 
 
 def test_the_manifest_lists_every_file_with_its_size_and_sha256(run):
-    manifest = json.loads((run.save() / "manifest.json").read_text())
+    manifest = json.loads((run.folder / "checkpoints" / "000000000014" / "manifest.json").read_text())
     assert (manifest["format"], manifest["step"]) == (4, 14)
     listed = {entry["path"]: entry for entry in manifest["files"] + manifest["records"]}
     chunks = {f"replay/{path.name}" for path in (run.folder / "replay").iterdir()}
-    assert set(listed) == {"checkpoints/000000000014-1/state.pt", RECORD} | chunks and len(chunks) == 3
+    assert set(listed) == {"checkpoints/000000000014/state.pt", RECORD} | chunks and len(chunks) == 3
     for path, entry in listed.items():
         content = (run.folder / path).read_bytes()
         assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
@@ -132,8 +132,18 @@ def test_the_two_newest_are_kept_and_the_chunks_they_need_and_nothing_else(run):
         check(run.folder, path)
 
 
-def test_a_second_checkpoint_at_the_same_step_is_the_newer_one(run):
-    second = run.save()
+def test_the_same_state_is_not_saved_twice_unless_it_is_damaged(run):
+    """It would drop the one before: a run that is told to stop right after a save has two."""
+    assert run.save().name == "000000000014" and names(run.folder) == ["000000000007", "000000000014"]
+    with (run.folder / "checkpoints" / "000000000014" / "manifest.json").open("r+b") as file:
+        file.write(b"?")
+    assert run.save().name == "000000000014-1"
+    check(run.folder, checkpoint.newest(run.folder, quiet))
+
+
+def test_another_state_of_the_same_step_is_the_newer_one(run):
+    updates = run.state() | {"clock": {"step": 14, "updates": 1}}
+    second = checkpoint.save(run.folder, run.step, updates, run.replay)
     assert second.name == "000000000014-1" and checkpoint.step(second) == 14
     assert checkpoint.newest(run.folder, quiet) == second
     run.go()

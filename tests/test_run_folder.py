@@ -286,6 +286,21 @@ def test_force_goes_on_with_another_configuration_also_after_the_end_and_says_so
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 80
 
 
+def test_force_goes_on_where_the_configuration_cannot_be_read(tmp_path, capsys):
+    """One byte of it shall not cost what the checkpoints hold."""
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "damaged"
+    train(undisturbed)
+    with pytest.raises(Killed):
+        train(folder, killed_at=25)
+    (folder / "config.yaml").write_text("steps: [")
+    with pytest.raises(ValueError, match="config.yaml cannot be read; resume=force puts the configuration of this"):
+        enter(folder)
+    assert train(folder, resume="force")
+    assert json.loads((folder / "provenance.json").read_text())[-1]["forced"] == ["config.yaml could not be read"]
+    capsys.readouterr()
+    assert command(capsys, "digest", folder) == command(capsys, "digest", undisturbed)
+
+
 def test_a_summary_is_gone_for_good_before_a_forced_configuration_stands(tmp_path, monkeypatch):
     """Otherwise a kill between the two leaves a longer run that the same command takes for finished."""
     train(tmp_path)
