@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +80,15 @@ class Progress:
             shown["evaluated"] = f"{np.mean(run.returns):.1f}"
         self._bar.set_postfix(shown, refresh=False)
 
-    def event(self, row: dict[str, Any]) -> None:
-        """An event is worth a line; routine ones of many seeds share one."""
-        if row["seed"] == self._session.config.seeds[0]:
-            what = f"{row['intervention']} on {row['part']}: {row['touched']} entries changed"
-            self.say(f"step {row['step']}, update {row['updates']}: {what}")
+    def events(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Those of all seeds share a line. rows: of the ledger, at one update."""
+        touched: dict[str, list[int]] = {}
+        for row in rows:
+            what = f"step {row['step']}, update {row['updates']}: {row['intervention']} on {row['part']}"
+            touched.setdefault(what, []).append(row["touched"])
+        for what, counts in touched.items():
+            least, most = min(counts), max(counts)
+            self.say(f"{what}: {least if least == most else f'{least} to {most}'} entries changed")
 
     @contextmanager
     def observing(self) -> Iterator[None]:
@@ -116,14 +120,17 @@ class Progress:
         """The scores of a finished run, and how to look at it."""
         run = self._session
         self.close()
-        low, high = bootstrap_interval(np.array(returns), iqm, host_generator(0, "bootstrap"))
         digits = 1 if max(map(abs, returns)) >= 10 else 3
         print(f"\n{run.task.name} at {run.clock.env_steps} env steps, {run.score} of the last evaluation")
         for seed, value in zip(run.config.seeds, returns, strict=True):
             diverged = "   diverged: its weights were frozen on the way" if seed in run.averages.diverged else ""
             print(f"  seed {seed:<6} {value:10.{digits}f}{diverged}")
-        middle = float(iqm(np.array(returns)))
-        print(f"  IQM         {middle:10.{digits}f}   95% interval [{low:.{digits}f}, {high:.{digits}f}]")
+        if np.isfinite(returns).all():
+            low, high = bootstrap_interval(np.array(returns), iqm, host_generator(0, "bootstrap"))
+            middle = float(iqm(np.array(returns)))
+            print(f"  IQM         {middle:10.{digits}f}   95% interval [{low:.{digits}f}, {high:.{digits}f}]")
+        else:
+            print("  IQM               none   a seed has no score; report.py counts it as the worst")
         share = self._observed / (time.monotonic() - self._begun)
         print(f"  diagnostics took {share:.1%} of the time")
         print(f"\nlook at it: .venv/bin/tensorboard --logdir {run.folder.path}")

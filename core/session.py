@@ -191,8 +191,8 @@ class Session:
         self.engine.chunks = self.chunks
         rows = self.engine.intervene(self.clock, units, self.sample)
         self.folder.events(rows)
+        self.progress.events(rows)
         for row in rows:
-            self.progress.event(row)
             if self.trace:
                 self.trace.event(self.clock.updates, row, self.engine.states)
 

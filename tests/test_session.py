@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -460,3 +461,19 @@ def test_networks_beyond_all_memory_are_refused_before_anything_is_written(overr
     with pytest.raises(ValueError, match=line):
         AgentSession(load(["agent=sac", "env=toy/reach", "steps=100", f"run_dir={tmp_path}/run", *overrides]))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_lines_of_a_run_speak_of_all_its_seeds(tmp_path, capsys):
+    """An event's line of every seed, not the first alone; where one has no score, no mean pretends to be of all."""
+    run = AgentSession(load([*RUNS["sac"], f"run_dir={tmp_path}"]))
+    row = {"step": 30, "updates": 10, "intervention": "reset", "part": "critic"}
+    run.progress.events([row | {"touched": 0}, row | {"touched": 7}, row | {"part": "actor", "touched": 3}])
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[-2:] == [
+        "step 30, update 10: reset on critic: 0 to 7 entries changed",
+        "step 30, update 10: reset on actor: 3 entries changed",
+    ]
+    run.progress.table([1.0, 3.0])
+    assert "IQM              2.000   95% interval [1.000, 3.000]" in capsys.readouterr().out
+    run.progress.table([1.0, math.nan])
+    assert "IQM               none   a seed has no score" in capsys.readouterr().out
