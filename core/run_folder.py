@@ -185,7 +185,8 @@ class RunFolder:
             holder = (self.path / LOCK).read_text() or "another process"
             raise ValueError(f"run_dir: {self.path} is in use by {holder}; wait for it, or choose another") from None
         except OSError as error:
-            raise ValueError(f"run_dir: {self.path} cannot be used ({error.strerror}); choose another") from error
+            if not (self.path / DONE).exists():  # a finished run is read, and that alone
+                raise ValueError(f"run_dir: {self.path} cannot be used ({error.strerror}); choose another") from error
 
     def _check(self, config: dict[str, Any], ignore: Collection[str], resume: str) -> list[str]:
         """What differs from the configuration that is there, if the folder may be entered nevertheless."""

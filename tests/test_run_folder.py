@@ -211,6 +211,19 @@ def test_a_disk_without_room_for_the_lock_is_told_by_name(tmp_path, monkeypatch)
         enter(tmp_path)
 
 
+def test_a_finished_run_in_a_place_that_is_only_read_is_finished(tmp_path, monkeypatch):
+    def read_only():
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as there:
+        train(tmp_path)
+        there.setattr("core.run_folder.os.getpid", read_only)
+        assert not train(tmp_path)
+        (tmp_path / "done.json").unlink()
+        with pytest.raises(ValueError, match="Read-only file system"):
+            enter(tmp_path)
+
+
 def test_a_folder_in_use_is_refused_with_the_process_that_holds_it_and_free_when_that_is_killed(tmp_path):
     reader, writer = os.pipe()
     child = os.fork()
