@@ -3,7 +3,8 @@
     python -m benchmarks.kills kills=200 out=FOLDER [only=dqn,sac,testbed,ablation] [workers=2]
     python -m benchmarks.kills kills=20 out=FOLDER agent=dqn env=atari/pong steps=3_000 save_every=200
 
-The second form tries train.py with these arguments in place of the workloads below. Each is run once undisturbed, then
+The second form tries train.py with these arguments in place of the workloads below, which are small networks run
+eagerly (compile=false): a start takes seconds, not the compiler's half a minute. Each is run once undisturbed, then
 in rounds: SIGKILL, the same command again, killed again, until it ends. Of twelve kills five fall at a random moment;
 four before a random operation on files within saving and one on entering the folder (benchmarks/die_at.py); two
 shortly after a save is seen to begin. Of an ablation the launcher dies, or one of its cells, or all.
