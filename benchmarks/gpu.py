@@ -6,15 +6,17 @@ First the checks (benchmarks/gpu_checks.py), for half of the time at most, then 
 first, until it is over; what was not reached is named. With `keep` all of it is appended to benchmarks/RESULTS.md.
 `device=cpu` is the dry run of the same code. Exit code 1 if a check failed.
 
-It needs torch, numpy, hydra-core and gymnasium, and dm-control for the check of pixels. For a machine without network
-`pip download -d wheels` them on another one.
+It needs torch, numpy, zstandard, gymnasium, hydra-core, omegaconf and antlr4-python3-runtime 4.9 (as a wheel: `pip
+wheel`), and dm-control for the check of pixels. For a machine without network `pip download -d wheels` them on another.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +27,7 @@ from benchmarks import cases
 from benchmarks.gpu_checks import CHECKS
 from benchmarks.speed import RESULTS, machine, markdown
 from benchmarks.timing import interleaved
+from core import assemble
 from core.captured import Captured
 from core.clock import Clock
 from core.engine import Engine, Precision
@@ -90,34 +93,40 @@ def calls_of(row: Row, device: str) -> tuple[Callable[[], object], Callable[[], 
 
 
 def measured(device: str, end: float, seconds: float) -> tuple[list[list[str]], dict[str, tuple[float, float]]]:
-    """-> (table, the best single-seed (update, decision) of each size in milliseconds)"""
-    table = [
-        ["size", "seeds", "way", "precision", "ms / update", "seed-updates/s", "first call, s", "MB", "decision, ms"]
-    ]
+    """-> (table, the best (update, decision) of one seed in float32 of each size, in milliseconds)"""
+    table = [HEAD]
     best: dict[str, tuple[float, float]] = {}
     for row in rows(device.startswith("cuda")):
         label = [row.size, str(row.seeds), row.way, row.precision]
         if time.monotonic() > end:
             table.append([*label, "not reached", "", "", "", ""])
             continue
-        torch._dynamo.reset()
-        if device.startswith("cuda"):
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = row.precision == "tf32"
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        began = time.monotonic()
-        update, decide = calls_of(row, device)
-        update()
-        first = time.monotonic() - began
-        found = interleaved({"update": update, "decision": decide}, 5, seconds)
-        ms, decision = found["update"].ms, found["decision"].ms
-        if row.seeds == 1:
-            best[row.size] = min(best.get(row.size, (ms, decision)), (ms, decision))
-        memory = f"{torch.cuda.max_memory_allocated() / 1e6:.0f}" if device.startswith("cuda") else ""
-        rate = f"{1000 * row.seeds / ms:.0f}"
-        table.append([*label, f"{ms:.3f}", rate, f"{first:.0f}", memory, f"{decision:.3f}"])
+        try:
+            table.append(label + _measured(row, device, seconds, best))
+        except Exception as error:  # the other rows are wanted too
+            table.append([*label, _line(error), "", "", "", ""])
         print(" | ".join(table[-1]), flush=True)
     return table, best
+
+
+def _measured(row: Row, device: str, seconds: float, best: dict[str, tuple[float, float]]) -> list[str]:
+    """-> the cells of a row; in float32 a size of one seed is put among the `best`."""
+    torch._dynamo.reset()
+    gc.collect()  # of the row before, whose engine and functions know each other
+    assemble.choose_arithmetic(row.precision)
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    began = time.monotonic()
+    update, decide = calls_of(row, device)
+    update()
+    first = time.monotonic() - began
+    found = interleaved({"update": update, "decision": decide}, 5, seconds)
+    ms, decision = found["update"].ms, found["decision"].ms
+    if (row.seeds, row.precision) == (1, "float32"):
+        best[row.size] = min(best.get(row.size, (ms, decision)), (ms, decision))
+    memory = f"{torch.cuda.max_memory_allocated() / 1e6:.0f}" if device.startswith("cuda") else ""
+    return [f"{ms:.3f}", f"{1000 * row.seeds / ms:.0f}", f"{first:.0f}", memory, f"{decision:.3f}"]
 
 
 def projected(best: dict[str, tuple[float, float]]) -> list[list[str]]:
@@ -140,14 +149,16 @@ def checked(device: str, end: float) -> tuple[list[list[str]], bool]:
         try:
             verdict, found = "passed", check(device)
         except Exception as error:  # whatever happens in one, the others and the measurements are wanted too
-            well, verdict, found = (
-                False,
-                "FAILED",
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}",
-            )
+            well, verdict, found = False, "FAILED", _line(error)
         table.append([(check.__doc__ or "").splitlines()[0], verdict, found])
         print(" | ".join(table[-1]), flush=True)
     return table, well
+
+
+def _line(error: Exception) -> str:
+    """What went wrong, for a table; all of it goes to stderr."""
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
 
 
 def main(argv: list[str]) -> int:

@@ -15,9 +15,12 @@ from torch.utils._pytree import tree_leaves
 from agents import DQN, SAC
 from benchmarks import cases, kills
 from benchmarks.victim import Workload
+from core import assemble
+from core.averages import Averages
 from core.captured import WARM_UP
 from core.clock import Clock
 from core.engine import Engine
+from core.faults import Watch
 from core.intervention import Intervention
 from core.state import States, member
 from core.when import When
@@ -61,6 +64,7 @@ def events() -> list[Intervention]:
 
 def trained(learner: DQN | SAC, seeds: Sequence[int], device: str, compile: bool, poison: bool = False) -> Engine:
     """An engine after `UPDATES` updates on made-up batches, one per seed; with `poison` the first member's are nan."""
+    assemble.choose_arithmetic("float32")
     engine = Engine(learner, seeds, learner.settings.batch_size, device, compile)
     clock = Clock(steps=10**9)
 
@@ -120,7 +124,8 @@ def a_diverging_member_is_frozen_alone(device: str) -> str:
     """Rewards of nan for member 0: it stops, and its neighbour's bits are as they are without."""
     for make in LEARNERS.values():
         ill, well = (trained(make(), (0, 1), device, True, poison) for poison in (True, False))
-        assert ill.diverged() == [True, False] and well.diverged() == [False, False]
+        found = ill.diverged(), well.diverged()
+        assert found == ([True, False], [False, False]), f"diverged: {found}"
         assert difference(member(ill.states, 1), member(well.states, 1)) == 0.0, "the neighbour has changed"
         assert all(leaf.isfinite().all() for leaf in tree_leaves(ill.states)), "what is frozen is not finite"
     return "frozen at once, neighbours bit for bit"
@@ -134,12 +139,16 @@ def nothing_waits(device: str) -> str:
         learner = make()
         engine, clock = Engine(learner, (0, 1), learner.settings.batch_size, device), Clock(steps=10**9)
         batch = cases.batch_for(learner, 2, device)
-        for k in range(WARM_UP + 8):
-            if k == WARM_UP + 2:
-                torch.cuda.set_sync_debug_mode("error")
-            engine.update(batch, clock)
-            clock.update()
-        torch.cuda.set_sync_debug_mode("default")
+        averages, watch = Averages(2), Watch(engine)
+        try:
+            for k in range(WARM_UP + 8):
+                if k == WARM_UP + 2:
+                    torch.cuda.set_sync_debug_mode("error")
+                averages.add(engine.update(batch, clock))
+                watch.look(batch, clock.updates, 0)
+                clock.update()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     return "no synchronisation"
 
 

@@ -86,6 +86,8 @@ class Engine:
     ) -> None:
         self.learner, self.seeds, self.device = learner, tuple(seeds), torch.device(device)
         check_parts(learner.parts, learner.interventions)
+        if self.device.index:
+            torch.cuda.set_device(self.device)  # streams, events and graphs are made on the current one
         births = [{name: part.birth(seed, device) for name, part in learner.parts.items()} for seed in seeds]
         self.states: States = stack(births)
         self._members = [member(self.states, i) for i in range(len(seeds))]  # views; the storage never moves

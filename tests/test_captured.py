@@ -87,3 +87,20 @@ def test_a_report_outlives_the_next_replay(recorder, make, spec):
     for expected, found in zip(*reports, strict=True):
         assert expected.keys() == found.keys()
         assert equal(expected, {name: found[name] for name in expected})
+
+
+def test_what_is_recorded_is_given_tensors_laid_out_as_in_the_warm_up(recorder):
+    """Else the compiler would compile again while the graph is recorded: one number for all seeds, `expand`ed, is laid
+    out otherwise than its copy."""
+    seen = []
+
+    def function(states, batch, count):
+        seen.append([(leaf.data_ptr(), leaf.stride()) for leaf in tree_leaves((batch, count))])
+        return {"q/loss": batch["update"].float()}
+
+    captured = Captured(function)
+    for number in range(WARM_UP + 2):
+        count = torch.full((), number)
+        report = captured({}, {"obs": torch.ones(2, 3), "update": count.expand(2)}, count)
+        assert report["q/loss"].tolist() == [number, number]
+    assert len(seen) == WARM_UP + 1 and all(layout == seen[0] for layout in seen)
