@@ -25,23 +25,19 @@ from hydra import main as hydra_main
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from core import rooms
 from core.config import BadConfig, Config, from_plain, resolved, setting_up
-from core.options import nearest, no_such_setting, one_line, plain, settings, show
+from core.options import plain
+from core.overrides import GROUPS, check, in_our_words, parsed
 from core.rooms import CONFIGS, choices
 from core.run_options import NESTED, Run
 from core.signals import ENVIRONMENT
 from core.terminal import forgiving
 from core.watchdog import EnvironmentFailed
-
-GROUPS = ("agent", "net", "value", "replay", "env", "interventions")
-EXAMPLE = "as in agent=sac env=dmc/walker-walk steps=100_000"
 
 
 def main(run: Callable[[Config], int | None]) -> None:
@@ -87,7 +83,7 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (BadConfig, HydraException) as error:
-        print(one_line(error), file=sys.stderr)
+        print(in_our_words(error), file=sys.stderr)
         sys.exit(2)
     except EnvironmentFailed as error:
         advice = ", with on_failure=restart past such errors" if error.restart else ""
@@ -110,7 +106,7 @@ def register(argv: Iterable[str] = ()) -> None:
     _register_rooms()
     for arg in argv:
         if arg.startswith("env="):
-            for name in re.findall(r"gym/[^,\[\]\s]+", arg):
+            for name in re.findall(r"gym/[^,\[\]\s'\"]+", arg):
                 _register_env(name)
 
 
@@ -193,8 +189,8 @@ def _split(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def jobs(argv: Sequence[str], multirun: bool) -> list[Config]:
     """Every run these overrides ask for, checked to the end; several with `multirun`."""
     try:
-        overrides = _parsed(argv)
-        _check_overrides(overrides, multirun)
+        overrides = parsed(argv)
+        check(overrides, multirun)
         searches = any(override.key_or_group == "hydra/sweeper" for override in overrides)  # it picks values as it goes
         known = [override for override in overrides if not (searches and override.is_sweep_override())]
         (lines,) = BasicSweeper.split_arguments(known, None)
@@ -202,7 +198,7 @@ def jobs(argv: Sequence[str], multirun: bool) -> list[Config]:
         with initialize(config_path=None, version_base="1.3"):
             found = [_config(_composed(line)) for line in lines]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise BadConfig(one_line(error)) from error
+        raise BadConfig(in_our_words(error)) from error
     if len({job.run_dir for job in found}) < len(found):
         raise BadConfig("run_dir: several runs of this sweep would share a folder; leave run_dir out")
     return found
@@ -217,67 +213,3 @@ def _composed(line: list[str]) -> DictConfig:
 
 def _config(tree: DictConfig) -> Config:
     return from_plain(cast(dict, OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)))
-
-
-def _parsed(argv: Sequence[str]) -> list[Override]:
-    for arg in argv:
-        if not arg.startswith("~") and not re.match(r"[^=]+=", arg):
-            hint = "; write lists without spaces" if "]" in arg else ""
-            raise BadConfig(f"{arg or 'an empty word'}: no value given; expected OPTION=VALUE, {EXAMPLE}{hint}")
-        if digits := re.search(r"\d{400,}", arg):  # beyond what Python turns into a number
-            raise BadConfig(f"{arg[: digits.start()][:80]}: a number of {len(digits[0])} digits given")
-        if arg.startswith("env=gym/") and not arg.partition("gym/")[2]:
-            raise BadConfig("env: gym/ given; expected the ID of a Gymnasium environment, as in env=gym/CartPole-v1")
-    try:
-        return OverridesParser.create().parse_overrides(list(argv))
-    except OverrideParseException as error:
-        reason = re.sub(r"^Error parsing override.*\n|\n?See https.*", "", error.message)
-        raise BadConfig(f"{error.override}: cannot be read ({reason}); expected OPTION=VALUE, {EXAMPLE}") from error
-
-
-def _check_overrides(overrides: Sequence[Override], multirun: bool) -> None:
-    """Names and choices, in our words; values are judged when the tree is built."""
-    names = [*GROUPS, *settings(Run)]
-    packages = [override.package for override in overrides if override.package]
-    for override in overrides:
-        key = override.key_or_group
-        root = key.partition(".")[0]
-        if key.startswith(("hydra.run", "hydra.sweep.", "hydra.output_subdir")):
-            raise BadConfig(f"{key}: the folder of a run is set by run_dir")
-        if root.partition("/")[0] == "hydra":
-            continue
-        if root not in names:
-            raise BadConfig(no_such_setting(root, names))
-        if key != root and root not in (*GROUPS, *NESTED):
-            raise BadConfig(f"{key}: {root} is an option without settings; write {root}=VALUE")
-        if override.is_sweep_override() and not multirun:
-            raise BadConfig(f"{key}: several values given; write a list as [a,b], or add -m to run once with each")
-        if key in GROUPS and not override.is_delete():
-            for value in override.sweep_iterator() if override.is_sweep_override() else [override.value()]:
-                _check_choice(key, override.package, value, packages)
-
-
-def _check_choice(group: str, package: str | None, value: Any, packages: Sequence[str]) -> None:
-    """`group=value` names something that exists, and an intervention once; a dict sets the group's settings instead.
-
-    package: where `group@package=value` puts it; packages: the same of all overrides.
-    """
-    if isinstance(value, dict):
-        return
-    several = group == "interventions" and package is None
-    if value is None:
-        raise BadConfig(
-            f"{group}: null given; expected {'a list, as in interventions=[NAME]' if several else 'a name'}"
-        )
-    if several and not isinstance(value, list):
-        raise BadConfig(f"interventions: {show(value)} is not a list; write interventions=[{show(value)}]")
-    if not several and isinstance(value, list):
-        raise BadConfig(f"{group}: {show(value)} given; expected one choice, as in {group}=NAME")
-    for name in value if several else [value]:
-        if name not in choices(group) and not (group == "env" and re.fullmatch(r"gym/.+", show(name))):
-            raise BadConfig(f"{group}: {show(name)} given; {nearest(show(name), choices(group))}")
-        if several and value.count(name) + packages.count(f"interventions.{name}") > 1 or packages.count(package) > 1:
-            raise BadConfig(
-                f"interventions: {name} is chosen twice; name the second, as in "
-                f"+interventions@interventions.{name}_again={name}"
-            )

@@ -227,8 +227,7 @@ def _choice(group: str, node: dict[str, Any], table: Mapping[str, type]) -> Any:
         raise ValueError(f"{group}: {kind} given; {nearest(kind, table)}")
     conditional = {choice: node.pop(choice) for choice in table if choice in node}
     for choice, settings in conditional.items():
-        key = f"{group}.{choice}"
-        build(table[choice], _settings(key, settings), key)  # a misspelt setting is one, chosen or not
+        build(table[choice], settings, f"{group}.{choice}")  # a misspelt setting is one, chosen or not
     return build(table[kind], {**conditional.get(kind, {}), **node}, group)
 
 
@@ -285,9 +284,8 @@ def _env_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     what suits it.
     """
     for family in rooms.families():
-        suited = _settings(f"env.{family}", options.pop(family, {}))
-        if suited:  # a misspelt setting is one, chosen or not
-            build(cast(type, rooms.env_settings(f"{family}/")), suited, f"env.{family}")
+        suited = options.pop(family, {})
+        build(cast(type, rooms.env_settings(f"{family}/")), suited, f"env.{family}")  # judged, chosen or not
         if family == name.partition("/")[0]:
             options = {**suited, **options}
     settings = rooms.env_settings(name)

@@ -50,6 +50,8 @@ def build(cls: type[T], values: Mapping[str, Any], key: str = "") -> T:
     Raises ValueError, one line: an unknown setting, a wrong type, a value out of range, or the class's own objection.
     """
     fields, hints = settings(cls), typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{key}: {show(values)} given; expected {' | '.join(f'{key}.{name}=' for name in fields)}")
     values = {"on" if name is True else str(name): value for name, value in values.items()}  # yaml takes `on` for true
     for name in values:
         if name not in fields:
@@ -76,7 +78,7 @@ def nearest(name: str, names: Iterable[str], key: str = "") -> str:
     close = similar or sorted((long for long in names if _abbreviates(name, long)), key=len)
     if close:
         return f"did you mean {_under(key, close[0])}?"
-    return f"there is {', '.join(names)}" if len(names) <= 30 else f"--help lists all {len(names)}"
+    return f"there is {', '.join(names)}" if len(names) <= 30 else "--help lists them all"
 
 
 def no_such_setting(name: str, names: Iterable[str], key: str = "") -> str:
@@ -124,14 +126,11 @@ def _value(hint: Any, value: Any, key: str, field: dataclasses.Field) -> Any:
     """`value` as `hint` wants it, inside the field's limits."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ValueError(
-                f"{key}: {show(value)} given; expected {' | '.join(f'{key}.{n}=' for n in settings(hint))}"
-            )
         return build(hint, value, key)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{key}: {show(value)} is not a list; write {key}=[{show(value)}]")
+            meant = _listed(inner[0], value, key, field)
+            raise ValueError(f"{key}: {show(value)} is not a list; write {key}={show(meant)}")
         return tuple(_value(inner[0], element, key, field) for element in value)
     if origin is types.UnionType:  # NUMBER | None: absent unless it is given
         return None if value is None else _value(inner[0], value, key, field)
@@ -145,6 +144,14 @@ def _value(hint: Any, value: Any, key: str, field: dataclasses.Field) -> Any:
     if objection := _outside(converted, field.metadata):
         raise ValueError(f"{key}: {show(value)} given; {objection}")
     return converted
+
+
+def _listed(hint: Any, value: Any, key: str, field: dataclasses.Field) -> Any:
+    """The list of a value, or the field's default where a list of this is nothing to write."""
+    with contextlib.suppress(ValueError):
+        if value != "":
+            return [_value(hint, value, key, field)]
+    return field.default
 
 
 def _scalar(kind: type, value: Any) -> Any:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from core.options import option
+from core.options import option, show
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Stream:
     replay: Literal["clear", "keep"] = option("clear", help="what happens to the replay when a task begins")
 
     def __post_init__(self) -> None:
+        if self.steps and not self.tasks:
+            raise ValueError(f"steps={self.steps} given without tasks; name them, as in stream.tasks=[TASK,TASK]")
         if len(self.tasks) > 1 and not self.steps:
             raise ValueError("steps=0 given; expected the env steps per task, as in stream.steps=100_000")
 
@@ -98,7 +100,7 @@ class Run:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} given; expected at least one seed, and each once")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device: {self.device} given; expected cpu | cuda | cuda:N")
+            raise ValueError(f"device: {show(self.device)} given; expected cpu | cuda | cuda:N")
         switches = len(self.stream.tasks) - 1
         if switches > 0 and self.stream.steps * switches >= self.steps:
             raise ValueError(

@@ -100,6 +100,7 @@ def test_the_same_intervention_may_act_twice_under_two_names():
 
 def test_any_gymnasium_id_is_an_environment():
     assert load(["env=gym/CartPole-v1", "agent=dqn"]).env == "gym/CartPole-v1"
+    assert load(["env='gym/CartPole-v1'", "agent=dqn"]).env == "gym/CartPole-v1"
     assert load(["env=gym/my_module:Own-v0", "agent=dqn"]).env == "gym/my_module:Own-v0"
     assert load(["env=gym/ALE/Pong-v5", "agent=dqn"]).run_dir.startswith("runs/gym/ALE/Pong-v5/")
 
@@ -215,6 +216,8 @@ MISTAKES = {
     "env=gym/": "env: gym/ given; expected the ID of a Gymnasium environment, as in env=gym/CartPole-v1",
     "interventions=[resett]": "interventions: resett given; did you mean reset?",
     "interventions=reset": "interventions: reset is not a list; write interventions=[reset]",
+    "interventions=": "interventions: '' is not a list; write interventions=[NAME], or [] for none",
+    "interventions=null": "interventions: null is not a list; write interventions=[NAME], or [] for none",
     "interventions=[reset,reset]": "interventions: reset is chosen twice; name the second, as in "
     "+interventions@interventions.reset_again=reset",
     "interventions=[l2] +interventions@interventions.l2=l2": "interventions: l2 is chosen twice",
@@ -257,13 +260,21 @@ MISTAKES = {
     "steps=0": "steps: 0 given; expected at least 1",
     "steps=ten": "steps: ten given; expected a whole number",
     "steps.x=1": "steps.x: steps is an option without settings; write steps=VALUE",
+    "stream.tasks.x=1": "stream.tasks.x: stream.tasks is an option without settings; write stream.tasks=VALUE",
     "replay_ratio=0": "replay_ratio: 0 given; expected more than 0",
     "warmup=1_000_000": "warmup: 1000000 given; expected less than steps=",
     "resume=yes": "resume: yes given; expected strict | exact | force",
     "seeds=0": "seeds: 0 is not a list; write seeds=[0]",
+    "seeds=": "seeds: '' is not a list; write seeds=[0]",
+    "seeds=null": "seeds: null is not a list; write seeds=[0]",
+    "seeds=ten": "seeds: ten is not a list; write seeds=[0]",
+    "seeds={a:1}": "seeds: settings given; expected a list, as in seeds=[VALUE]",
+    "stream=[1]": "stream: a list given; expected settings, as in stream.SETTING=VALUE",
+    "stream.tasks=": "stream.tasks: '' is not a list; write stream.tasks=[]",
     "seeds=[]": "seeds: [] given; expected at least one seed",
     "seeds=[0,0]": "seeds: [0, 0] given; expected at least one seed, and each once",
     "seeds=[-1]": "seeds: -1 given; expected at least 0",
+    "device=": "device: '' given; expected cpu | cuda | cuda:N",
     "device=gpu": "device: gpu given; expected cpu | cuda | cuda:N",
     "agent.learning_rate=-1": "agent.learning_rate: -1 given; expected more than 0",
     "value=c51 value.low=200": "value: low=200.0 must be below high=",
@@ -273,7 +284,34 @@ MISTAKES = {
     "=3": "=3: no value given; expected OPTION=VALUE",
     "seeds=[0": "seeds=[0: cannot be read",
     "seeds=[0, 1]": "1]: no value given; expected OPTION=VALUE, as in agent=sac env=dmc/walker-walk",
-    "agent.n_step=${nowhere}": "Interpolation key 'nowhere' not found",
+    "agent.n_step=${nowhere}": "agent.n_step: Interpolation key 'nowhere' not found; write agent.n_step=VALUE",
+    "steps=${nowhere}": "steps: Interpolation key 'nowhere' not found; write steps=VALUE",
+    "seeds=[1,${nowhere}]": "seeds: Interpolation key 'nowhere' not found; write seeds=[VALUE]",
+    "steps=${steps}": "steps: Recursive interpolation detected; write steps=VALUE",
+    "steps=${oc.env:NOWHERE}": "steps: Environment variable 'NOWHERE' not found; write steps=VALUE",
+    "steps=???": "steps: Missing mandatory value: steps; write steps=VALUE",
+    "+agent=dqn": "+agent: agent is there already; write agent=dqn",
+    "+steps=30": "+steps: steps is there already; write steps=30",
+    "+stream.steps=3": "+stream.steps: stream.steps is there already; write stream.steps=3",
+    "agent@x=dqn": "agent@x: no such place; write agent=dqn",
+    "interventions@x=[l2]": "interventions@x: no such place; write +interventions@interventions.x=NAME",
+    "steps=600 ~steps": "~steps: cannot be deleted; leave steps out, and it has its default",
+    "~stream.steps": "~stream.steps: cannot be deleted; leave stream.steps out",
+    "~agent": "~agent: cannot be deleted; leave agent out",
+    "env=toy/chain env={}": "env: given 2 times, the last would hide the others; write settings as env.SETTING=VALUE",
+    "hydra.foo=1": "hydra.foo: Key 'foo' not in 'HydraConf'; --cfg hydra shows what is there",
+    "hydra/foo=bar": "hydra/foo: Key 'hydra/foo' is not in struct; --cfg hydra shows what is there",
+    "hydra=3": "hydra: no settings named; write hydra.SETTING=VALUE",
+    "env=tòy/chain": "env: tòy/chain given; did you mean toy/chain?",
+    "interventions=[spéctral]": "interventions: spéctral given; --help lists them all",
+    "ключ=1": "ключ: no such setting; --cfg job shows them all",
+    "run_dir=é": "run_dir: é can be read only in quotes; write \"run_dir='é'\"",
+    "run_dir='é": "run_dir='é: cannot be read (a character or a quote out of place); expected OPTION=VALUE",
+    "\t": "an empty word: no value given; expected OPTION=VALUE",
+    "env=": "env: '' given; --help lists them all",
+    "env.name=x": "env: x given; --help lists them all",
+    "stream.steps=10": "stream: steps=10 given without tasks; name them, as in stream.tasks=[TASK,TASK]",
+    "value=quantiles value.quantiles=0": "value.quantiles: 0 given; expected value.quantiles.bins=",
     "stream.tasks=[dmc/walker-walk,dmc/walker-run]": "stream: steps=0 given; expected the env steps per task",
     "stream.tasks=[dmc/walker-runn]": "stream.tasks: dmc/walker-runn given; did you mean dmc/walker-run?",
     "stream.tasks=[atari/pong]": "stream.tasks: atari/pong given; expected dmc/..., or start with env=atari/pong",
@@ -332,7 +370,7 @@ def start(monkeypatch, tmp_path, capfd):
         (["--agent", "sac"], "--agent: options are written without dashes, as in agent=VALUE; see --help"),
         (["--seeds=[0]"], "--seeds=[0]: options are written without dashes, as in seeds=VALUE; see --help"),
         (["--cfg", "nothing"], "argument --cfg/-c: invalid choice"),
-        (["hydra/launcher=nowhere"], "In 'hydra/config': Could not find 'hydra/launcher/nowhere'"),
+        (["hydra/launcher=nowhere"], "hydra/launcher: nowhere given; there is basic"),
         (["-m", "seeds=[0],[1]", "steps=0,5_000"], "steps: 0 given; expected at least 1"),
         (["seeds=[7]"], "interventions.l2.on: nobody matches no part; there is critic, actor\n"),
     ],
@@ -401,5 +439,5 @@ def test_options_of_a_family_hold_for_its_environments_alone_and_give_way_to_the
         load(["env=dmc/walker-run", "env.dmc.action_repeats=4"])
     with pytest.raises(BadConfig, match="env.dmc.action_repeats: no such setting"):
         load(["env=toy/reach", "env.dmc.action_repeats=4"])
-    with pytest.raises(BadConfig, match="env.dmc: 3 given; expected env.dmc.SETTING=VALUE"):
+    with pytest.raises(BadConfig, match="env.dmc: 3 given; expected env.dmc.action_repeat="):
         load(["env=toy/reach", "env.dmc=3"])
