@@ -7,7 +7,6 @@ One line per check. Nothing is written. A fault has an exit code of its own; of 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import itertools
 import os
@@ -22,13 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
 
 from core import assemble
 from core.clock import Clock
-from core.config import BadConfig, Config, check_device, clock_of, load
+from core.config import BadConfig, Config, check_device, clock_of, load, setting_up
 from core.engine import Engine
-from core.memory import GIB, check_networks, free_memory, size
+from core.memory import GIB, free_memory, networks_size, size
 from core.options import one_line, told
 from core.randomness import host_generator
 from core.replay import Replay
@@ -37,6 +35,7 @@ from core.watchdog import FAILURES, EnvironmentFailed
 PACKAGES = {"dmc": ("dm-control", "mujoco"), "atari": ("ale-py",), "gym": ("gymnasium",), "toy": ()}
 BACKENDS = ("egl", "osmesa", "glfw")
 SECONDS = 3.0  # for which each stage is timed
+SLOTS = 1_024  # of the small replay that tells the size of the full one
 
 
 class Fault(Exception):
@@ -98,11 +97,12 @@ def device(config: Config) -> str:
 
 def memory(config: Config) -> str:
     """The replay when full, beside the networks and torch itself."""
-    device(config)  # its memory is what counts
-    needed = sum(_sizes(config)) + GIB
+    replay, networks = _sizes(config)
+    needed = networks + max(replay, networks) + GIB  # newborn networks are there twice: they are stacked
     free = free_memory(config.device)
     if needed > free:
-        raise Fault(f"{size(needed)} needed, {size(free)} free; lower replay.capacity, or use fewer seeds")
+        fix = "lower replay.capacity" if replay > networks else "use a smaller network"
+        raise Fault(f"{size(needed)} needed, {size(free)} free; {fix}, or use fewer seeds")
     return f"{size(needed)} needed when the replay is full, {size(free)} free"
 
 
@@ -113,8 +113,8 @@ def folder(config: Config) -> str:
         home = home.parent
     if not home.is_dir() or not os.access(home, os.W_OK):
         raise Fault(f"{home} cannot be written to; choose another run_dir")
-    replay, states = _sizes(config)
-    needed = replay + 2 * states
+    replay, networks = _sizes(config)
+    needed = replay + 2 * networks
     free = shutil.disk_usage(home).free
     if needed > free:
         raise Fault(f"{home}: up to {size(needed)} needed, {size(free)} free; choose another run_dir")
@@ -129,6 +129,8 @@ CHECKS: dict[str, tuple[int, Callable[[Config], str]]] = {
     "folder": (14, folder),
     "drawing": (15, drawing),
 }
+NEEDS = {"memory": ("simulator", "device"), "folder": ("simulator",)}
+UNTOLD = {"simulator": "before the task opens", "device": "without the device"}
 
 
 def projection(config: Config) -> str:
@@ -137,10 +139,12 @@ def projection(config: Config) -> str:
     make = assemble.environments(config, config.tasks[0])
     envs = importlib.import_module("envs.vector").Vector([make() for _ in config.seeds], config.seeds, "train")
     envs.reset()
-    engine = _engine(config, config.compile and assemble.compiler_found())
+    agent, settings = assemble.agent(config, envs.spec), config.agent
+    compile = config.compile and assemble.compiler_found()
+    engine = Engine(agent, config.seeds, settings.batch_size, config.device, compile, config.precision)
     assemble.choose_threads(engine)
-    replay, settings = _replay(config, config.device), config.agent
-    explore = engine.learner.explore_eval  # type: ignore[attr-defined]
+    replay = Replay(envs.spec, config.seeds, device=config.device, **assemble.replay_options(config, envs.spec))
+    explore = agent.explore_eval
     action = engine.act(envs.observation[:, None], explore, "act", 0)[:, 0]
     generator, count = host_generator(0, "doctor"), itertools.count()
 
@@ -179,25 +183,27 @@ def projection(config: Config) -> str:
 
 
 def examine(config: Config) -> int:
-    """Run every check and print its line. -> 0, or the code of the first fault."""
-    code = 0
-    for name, (own, check) in CHECKS.items():
-        if check in (memory, folder) and code == CHECKS["simulator"][0]:
-            print(f"        {name:<10} cannot be told before the task opens")
+    """Run every check and print its line. -> 0, or the code of the first fault. Raises BadConfig."""
+    faults: list[str] = []
+    for name, (_, check) in CHECKS.items():
+        if missing := [UNTOLD[need] for need in NEEDS.get(name, ()) if need in faults]:
+            print(f"        {name:<10} cannot be told {missing[0]}")
             continue
         try:
             print(f"ok      {name:<10} {check(config)}", flush=True)
+        except BadConfig:
+            raise
         except FAILURES as fault:  # a Fault, or what the machine makes of the question
             print(f"FAULT   {name:<10} {fault if isinstance(fault, Fault) else told(fault)}", flush=True)
-            code = code or own
-    if code not in (CHECKS["simulator"][0], CHECKS["device"][0], CHECKS["memory"][0]):
+            faults.append(name)
+    if not {"simulator", "device", "memory"} & set(faults):
         print("        timing, after the first update has compiled ...", flush=True)
         try:
             print(f"        {'time':<10} {projection(config)}")
-        except (EnvironmentFailed, Fault) as fault:
+        except EnvironmentFailed as fault:
             print(f"FAULT   {'time':<10} {fault}", flush=True)
-            code = code or CHECKS["simulator"][0]
-    return code
+            faults.append("simulator")
+    return CHECKS[faults[0]][0] if faults else 0
 
 
 def main(argv: list[str]) -> int:
@@ -211,25 +217,17 @@ def main(argv: list[str]) -> int:
         return 2
 
 
-def _engine(config: Config, compile: bool) -> Engine:
-    spec = assemble.environments(config, config.tasks[0])().spec
-    agent = assemble.agent(config, spec)
-    try:
-        check_networks(agent, config.seeds, config.device)
-    except ValueError as error:
-        raise Fault(str(error)) from error
-    return Engine(agent, config.seeds, agent.settings.batch_size, config.device, compile, config.precision)
-
-
-def _replay(config: Config, device: str) -> Replay:
-    spec = assemble.environments(config, config.tasks[0])().spec
-    return Replay(spec, config.seeds, device=device, **assemble.replay_options(config, spec))
-
-
 def _sizes(config: Config) -> tuple[int, int]:
-    """Bytes of the full replay, and of the networks with all that belongs to them. Untouched pages cost nothing."""
-    states = _engine(dataclasses.replace(config, device="cpu"), compile=False).states
-    return _replay(config, "cpu").nbytes, sum(leaf.nbytes for leaf in tree_leaves(states))
+    """Bytes of the full replay and of the networks. Neither is made: they may be more than the machine holds.
+
+    Raises BadConfig if agent, replay and task do not fit each other.
+    """
+    with setting_up():
+        spec = assemble.environments(config, config.tasks[0])().spec
+        options = assemble.replay_options(config, spec)
+        learner = assemble.agent(config, spec)
+    small = Replay(spec, config.seeds, **options | {"capacity": SLOTS})
+    return small.nbytes * options["capacity"] // SLOTS, networks_size(learner, config.seeds)
 
 
 def _seconds(run: Callable[[], object], config: Config) -> float:

@@ -25,17 +25,18 @@ VERSION_1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_
 VERSION_2 = ("", "memory.max", "memory.current", "inactive_file active_file slab_reclaimable")
 
 
-def check_networks(learner: Learner, seeds: Sequence[int], device: str) -> None:
-    """Raises ValueError if the parameters, their copies and moments do not fit: no allocator says so in time."""
-    needed = sum(
-        2
-        * (4 + len(part.copies))
-        * FLOAT
-        * shape.numel()  # as they are, at birth, and two moments; all of them stacked
+def networks_size(learner: Learner, seeds: Sequence[int]) -> int:
+    """Bytes of the networks of all seeds: parameters as they are and at birth, two moments, copies."""
+    return len(seeds) * sum(
+        (4 + len(part.copies)) * FLOAT * shape.numel()
         for part in learner.parts.values()
         for shape in part.shapes.values()
     )
-    needed, free = len(seeds) * needed, free_memory(device)
+
+
+def check_networks(learner: Learner, seeds: Sequence[int], device: str) -> None:
+    """Raises ValueError if the parameters, their copies and moments do not fit: no allocator says so in time."""
+    needed, free = 2 * networks_size(learner, seeds), free_memory(device)  # twice: all of them are stacked
     if needed > free:
         raise ValueError(
             f"net: the networks of all seeds, with copies and moments, take {size(needed)}, and {size(free)} are free; "

@@ -8,21 +8,25 @@ read in their source; no-ops counted in raw frames as in Gymnasium and SPR).
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
-import cv2
 import numpy as np
-from ale_py import Action, ALEInterface, LoggerMode, roms
 
-from core.options import nearest, option
+from core.options import nearest, option, told
 from core.spec import EnvSpec, Transition
 from envs.catalog import OTHER_ATARI_GAMES, games
+
+if TYPE_CHECKING:
+    from ale_py import Action
 
 FRAMES = 4  # raw frames per agent step
 LIMIT = 27_000  # agent steps per episode: half an hour of play
 SIZE = (84, 84)
+PACKAGE = "pip install --force-reinstall --no-deps 'ale-py>=0.12,<0.13'"
 
 
 @dataclass(frozen=True)
@@ -39,16 +43,20 @@ DEFAULTS = Settings()
 class Atari:
     """One game. Observations are single frames, uint8 [84, 84]; rewards are raw.
 
-    Raises ValueError for an unknown game.
+    Raises ValueError for an unknown game, or an emulator that is not whole.
     """
 
     def __init__(self, game: str, settings: Settings = DEFAULTS) -> None:
-        cartridge = insert(game)
+        import cv2
+
+        cartridge, ale_py = insert(game), load_emulator()
         self.settings = settings
         self._rom = cartridge.rom
         self._actions = cartridge.all_actions if settings.full_actions else cartridge.actions
         self._screens = np.zeros((2, *cartridge.screen), np.uint8)  # the last two raw frames
-        self._ale = ALEInterface()
+        self._shrink = functools.partial(cv2.resize, dsize=SIZE, interpolation=cv2.INTER_AREA)
+        self._noop = ale_py.Action.NOOP
+        self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", 0.0)
         self.spec = EnvSpec(f"atari/{game}", SIZE, "uint8", num_actions=len(self._actions), stack=4, clip_rewards=True)
 
@@ -65,7 +73,7 @@ class Atari:
         self._ale.loadROM(self._rom)
         if self.settings.noop_max:
             for _ in range(np.random.default_rng(seed).integers(1, self.settings.noop_max + 1)):
-                self._ale.act(Action.NOOP)
+                self._ale.act(self._noop)
         self._lives = self._ale.lives()  # after the no-ops: some games count their lives late
         self._steps = 0
         self._ale.getScreenGrayscale(self._screens[1])
@@ -95,7 +103,7 @@ class Atari:
         """Nothing is held open."""
 
     def _frame(self) -> np.ndarray:
-        return cv2.resize(self._screens.max(axis=0), SIZE, interpolation=cv2.INTER_AREA)
+        return self._shrink(self._screens.max(axis=0))
 
 
 class Cartridge(NamedTuple):
@@ -113,8 +121,25 @@ def insert(game: str) -> Cartridge:
     known = [*games(), *OTHER_ATARI_GAMES]
     if game not in known:
         raise ValueError(f"env: atari/{game} given; {nearest(game, known)}")
-    ALEInterface.setLoggerMode(LoggerMode.Error)
-    rom, ale = roms.get_rom_path(game), ALEInterface()
+    ale_py = load_emulator()
+    try:
+        rom = ale_py.roms.get_rom_path(game)
+    except OSError as error:
+        fix = "correct ALE_ROMS_DIR, or unset it" if os.environ.get("ALE_ROMS_DIR") else PACKAGE
+        raise ValueError(f"env: the ROM of atari/{game} cannot be read ({told(error)}); {fix}") from error
     assert rom, "the catalog lists only games that ale-py ships"
+    ale = ale_py.ALEInterface()
     ale.loadROM(rom)
     return Cartridge(rom, ale.getMinimalActionSet(), ale.getLegalActionSet(), ale.getScreenDims())
+
+
+def load_emulator() -> ModuleType:
+    """ale_py, imported only where a game is opened. Raises ValueError if the package is not whole."""
+    try:
+        import ale_py
+        import ale_py.roms
+
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    except Exception as error:  # whatever half a package raises
+        raise ValueError(f"env: ale_py cannot be loaded ({told(error)}); {PACKAGE}") from error
+    return ale_py

@@ -162,7 +162,9 @@ def _loading_renderer() -> Iterator[None]:
     except Exception as error:
         if os.environ["MUJOCO_GL"] == "disabled" or isinstance(error, ModuleNotFoundError):
             raise  # OpenGL has no part in it
-        raise ValueError(f"env: MUJOCO_GL={os.environ['MUJOCO_GL']} fails ({error}); {PACKAGES}") from error
+        asked = os.environ["MUJOCO_GL"]
+        fix = PACKAGES if asked in ("egl", "osmesa") else "unset it, or set it to egl or osmesa"
+        raise ValueError(f"env: MUJOCO_GL={asked} fails ({error}); {fix}") from error
 
 
 def _renderer() -> str:

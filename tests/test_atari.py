@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import ale_py
 import gymnasium
 import numpy as np
 import pytest
 
 from envs import atari
-from envs.atari import Atari, Settings
+from envs.atari import Atari, Settings, insert
 from envs.catalog import games
 
 gymnasium.register_envs(ale_py)
@@ -199,6 +202,36 @@ def test_an_unknown_game_or_one_for_two_is_refused_in_one_line():
         Atari("breakotu")
     with pytest.raises(ValueError, match="env: atari/combat given"):
         Atari("combat")
+
+
+BROKEN = """
+import sys, types
+sys.modules["ale_py"] = types.ModuleType("ale_py")
+from train import main, train
+main(train)
+"""
+
+
+def test_a_broken_emulator_ends_a_run_of_its_games_with_a_line_and_leaves_other_families_alone(tmp_path):
+    def run(*argv):
+        short = ["compile=false", "steps=60", "warmup=20", "eval_episodes=1", f"run_dir={tmp_path}/run"]
+        return subprocess.run([sys.executable, "-c", BROKEN, *argv, *short], capture_output=True, text=True)
+
+    done = run("env=atari/pong", "agent=dqn")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "env: ale_py cannot be loaded (" in done.stderr and "pip install --force-reinstall" in done.stderr
+    assert not (tmp_path / "run").exists()
+    assert run("env=toy/reach", "agent=sac").returncode == 0
+
+
+def test_a_rom_that_cannot_be_read_is_named_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(ale_py.roms, "__file__", str(tmp_path / "roms.py"))
+    insert.cache_clear()
+    with pytest.raises(ValueError, match=r"ROM of atari/pong cannot be read \(.*pong\.bin.*\); pip install --force"):
+        Atari("pong")
+    monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
+    with pytest.raises(ValueError, match=r"pong\.bin.*; correct ALE_ROMS_DIR, or unset it"):
+        Atari("pong")
 
 
 def test_a_game_without_published_scores_plays_as_well():

@@ -142,6 +142,13 @@ def test_no_renderer_is_loaded_unless_the_user_asks_for_one():
         assert done.stdout.strip() == chosen or "EGL" in done.stderr  # a machine without EGL says so itself
 
 
+def test_a_renderer_that_does_not_exist_is_to_be_unset():
+    code = "from envs.dmc import DMC; DMC('cartpole-balance')"
+    env = os.environ | {"MUJOCO_GL": "nonsense"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "env: MUJOCO_GL=nonsense fails (" in done.stderr and "; unset it, or set it to egl or osmesa" in done.stderr
+
+
 def test_the_one_task_that_draws_with_opengl_says_so(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "disabled")
     with pytest.raises(ValueError, match="quadruped-escape draws its terrain with OpenGL; start with MUJOCO_GL=egl"):

@@ -3,13 +3,16 @@
 import re
 import shutil
 import subprocess
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import mujoco
 import pytest
 from ale_py import roms
+from torch.utils._pytree import tree_leaves
 
 from core import assemble, doctor
+from core.agent_session import AgentSession
 from envs.atari import insert
 from envs.toy import Chain
 
@@ -57,6 +60,16 @@ def test_a_missing_rom(examine, monkeypatch):
     insert.cache_clear()  # another test may have opened the game
     code, faults, _ = examine("env=atari/pong", "agent=dqn", "compile=false")
     assert code == 10 and "atari/pong does not open" in faults["simulator"]
+    assert "the ROM of atari/pong cannot be read" in faults["simulator"] and "pip install" in faults["simulator"]
+
+
+def test_an_emulator_that_is_not_whole(examine, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py", ModuleType("ale_py"))
+    monkeypatch.delitem(sys.modules, "ale_py.roms")
+    insert.cache_clear()
+    code, faults, _ = examine("env=atari/pong", "agent=dqn", "compile=false")
+    assert code == 10 and set(faults) == {"simulator"}
+    assert "ale_py cannot be loaded" in faults["simulator"] and "pip install" in faults["simulator"]
 
 
 def test_no_compiler(examine, monkeypatch):
@@ -69,6 +82,34 @@ def test_too_little_memory(examine, monkeypatch):
     monkeypatch.setattr(doctor, "free_memory", lambda device: 2**20)
     code, faults, _ = examine(*TINY)
     assert code == 13 and "1 MiB free" in faults["memory"] and "replay.capacity" in faults["memory"]
+
+
+@pytest.mark.parametrize(
+    ("beyond", "key"),
+    [
+        (["replay.capacity=1_000_000_000_000", "steps=1_000_000_000_000"], "lower replay.capacity"),
+        (["net.width=1_000_000"], "use a smaller network"),
+    ],
+)
+def test_more_than_any_machine_holds_is_told_and_not_made(examine, monkeypatch, beyond, key):
+    monkeypatch.setattr(assemble, "compiler_found", lambda: False)  # a first fault, after which there would be timing
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**80))
+    code, faults, _ = examine(*TINY, "compile=true", *beyond)
+    assert code == 12 and set(faults) == {"compiler", "memory"}
+    assert re.search(rf"[\d,.]+ GiB needed, [\d,.]+ [GM]iB free; {key}", faults["memory"])
+
+
+def test_the_sizes_are_those_of_what_is_made(tmp_path):
+    config = doctor.load([*TINY, "steps=40_000", "replay=prioritised", "replay.capacity=10_000", f"run_dir={tmp_path}"])
+    replay, networks = doctor._sizes(config)
+    with AgentSession(config) as run:
+        made = sum(leaf.nbytes for leaf in tree_leaves(run.engine.states))
+        assert replay == pytest.approx(run.replay.nbytes, rel=0.02) and networks == pytest.approx(made, rel=0.02)
+
+
+def test_what_does_not_fit_each_other_is_no_fault_of_the_machine(examine):
+    code, faults, out = examine("env=toy/chain", "agent=sac", "compile=false")
+    assert code == 2 and not faults and "agent=sac needs continuous actions" in out
 
 
 def test_a_full_disk(examine, monkeypatch):
@@ -125,8 +166,9 @@ def test_backends_are_tried_for_real(monkeypatch):
 
 
 def test_a_device_that_is_not_there_and_a_misspelt_option(examine):
-    code, faults, _ = examine(*TINY, "device=cuda:7")
-    assert code == 11 and "cuda:7 given; this machine has" in faults["device"]
+    code, faults, out = examine(*TINY, "device=cuda:7")
+    assert code == 11 and "cuda:7 given; this machine has" in faults["device"] and set(faults) == {"device"}
+    assert re.search("memory +cannot be told without the device", out)
     code, _, out = examine("agnet=sac")
     assert code == 2 and "agent" in out and out.count("\n") == 1
 
