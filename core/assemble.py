@@ -85,9 +85,9 @@ def choose_arithmetic(precision: str) -> None:
     """How this process computes from now on; before the first tensor of a run, since threads inherit it at their birth.
 
     A GPU multiplies and convolves in float32 unless tf32 is asked for (torch itself would convolve in tf32), and by
-    algorithms that give the same bits each time. A CPU takes
-    numbers below 1.2e-38 for zero, as XLA does: Adam's moments of units without a gradient decay into them and stay
-    there, and each costs it a hundred cycles (benchmarks/denormals.py).
+    algorithms that give the same bits each time. A CPU takes numbers below 1.2e-38 for zero, as XLA does: Adam's
+    moments of units without a gradient decay into them and stay there, and each costs it a hundred cycles
+    (benchmarks/denormals.py).
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.deterministic = True
