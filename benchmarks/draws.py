@@ -14,9 +14,9 @@ from core.spec import EnvSpec
 FRAMES_HELD = 100_000
 
 
-def filled(spec: EnvSpec, prioritised: bool = False) -> Replay:
+def filled(spec: EnvSpec, device: str, prioritised: bool = False) -> Replay:
     """A replay that holds as many steps as it can, in episodes of 1,000."""
-    replay, rng = Replay(spec, (0,), FRAMES_HELD, prioritised=prioritised), np.random.default_rng(0)
+    replay, rng = Replay(spec, (0,), FRAMES_HELD, device, prioritised), np.random.default_rng(0)
     table = rng.integers(0, 255, (64, 1, *spec.obs_shape)).astype(spec.obs_dtype)
     action = np.zeros((1, *spec.action_shape), spec.action_dtype)
     no, yes = np.zeros(1, bool), np.ones(1, bool)
@@ -27,9 +27,9 @@ def filled(spec: EnvSpec, prioritised: bool = False) -> Replay:
     return replay
 
 
-def replay(blocks: int, seconds: float) -> list[list[str]]:
+def replay(blocks: int, seconds: float, device: str = "cpu") -> list[list[str]]:
     """Draws of one batch: frames 84 x 84 stored once, stacks of 4 made when drawn."""
-    uniform, prioritised, vectors = filled(FRAMES), filled(FRAMES, prioritised=True), filled(CONTROL)
+    uniform, prioritised, vectors = filled(FRAMES, device), filled(FRAMES, device, True), filled(CONTROL, device)
     counter = iter(range(10**9))
     draws: dict[str, Callable[[], object]] = {}
     for n in (1, 3, 10):

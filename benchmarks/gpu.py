@@ -1,10 +1,11 @@
 """Everything that only a GPU can tell, in one command of at most nine minutes: is it right, and how fast is it?
 
-    python -m benchmarks.gpu [device=cuda] [minutes=9] [seconds=0.5] [keep=true]
+    python -m benchmarks.gpu [device=cuda] [parts=checks,draws,updates] [minutes=9] [seconds=0.5] [keep=true]
 
-First the checks (benchmarks/gpu_checks.py), for half of the time at most, then updates per second, most wanted rows
-first, until it is over; what was not reached is named. With `keep` all of it is appended to benchmarks/RESULTS.md.
-`device=cpu` is the dry run of the same code. Exit code 1 if a check failed.
+First the checks (benchmarks/gpu_checks.py), for half of the time at most if others follow, then batches drawn from a
+replay on the device and updates per second, most wanted rows first, until it is over; what was not reached, or was cut
+off, is named. With `keep` all of it is appended to benchmarks/RESULTS.md. `device=cpu` is the dry run of the same code.
+Exit code 1 if a check failed.
 
 It needs torch, numpy, zstandard, gymnasium, hydra-core, omegaconf and antlr4-python3-runtime 4.9 (as a wheel: `pip
 wheel`), and dm-control for the check of pixels. For a machine without network `pip download -d wheels` them on another.
@@ -14,16 +15,18 @@ from __future__ import annotations
 
 import gc
 import itertools
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from agents import DQN, SAC
-from benchmarks import cases
+from benchmarks import cases, draws
 from benchmarks.gpu_checks import CHECKS
 from benchmarks.speed import RESULTS, machine, markdown
 from benchmarks.timing import interleaved
@@ -38,6 +41,8 @@ SIZES: dict[str, Callable[[], DQN | SAC]] = {
     "dqn impala x4, batch 32": cases.impala,
 }
 HEAD = ["size", "seeds", "way", "precision", "ms / update", "seed-updates/s", "first call, s", "MB", "decision, ms"]
+PARTS = ("checks", "draws", "updates")
+DEFAULTS = {"device": "cuda", "parts": ",".join(PARTS), "minutes": "9", "seconds": "0.5", "keep": "false"}
 ATARI_STEP, DMC_STEP = 0.375, 0.3  # milliseconds of an environment, measured on a CPU core
 RUNS = {  # name: (size, updates per agent step, agent steps, milliseconds of an environment's step)
     "Atari-100k, nature, replay ratio 1": ("dqn nature, batch 32", 1, 100_000, ATARI_STEP),
@@ -98,11 +103,11 @@ def measured(device: str, end: float, seconds: float) -> tuple[list[list[str]], 
     best: dict[str, tuple[float, float]] = {}
     for row in rows(device.startswith("cuda")):
         label = [row.size, str(row.seeds), row.way, row.precision]
-        if time.monotonic() > end:
-            table.append([*label, "not reached", "", "", "", ""])
-            continue
         try:
-            table.append(label + _measured(row, device, seconds, best))
+            with before(end):
+                table.append(label + _measured(row, device, seconds, best))
+        except OutOfTime as late:
+            table.append([*label, str(late), "", "", "", ""])
         except Exception as error:  # the other rows are wanted too
             table.append([*label, _line(error), "", "", "", ""])
         print(" | ".join(table[-1]), flush=True)
@@ -129,6 +134,17 @@ def _measured(row: Row, device: str, seconds: float, best: dict[str, tuple[float
     return [f"{ms:.3f}", f"{1000 * row.seeds / ms:.0f}", f"{first:.0f}", memory, f"{decision:.3f}"]
 
 
+def drawn(device: str, end: float, seconds: float) -> list[list[str]]:
+    """Batches from a replay of 100,000 frames on the device."""
+    try:
+        with before(end):
+            return draws.replay(5, seconds, device)
+    except OutOfTime as late:
+        return [["draw"], [str(late)]]
+    except Exception as error:
+        return [["draw"], [_line(error)]]
+
+
 def projected(best: dict[str, tuple[float, float]]) -> list[list[str]]:
     """Minutes of whole runs: updates and decisions as measured, environments at a fixed price."""
     table = [["run", "minutes per seed"]]
@@ -143,16 +159,38 @@ def checked(device: str, end: float) -> tuple[list[list[str]], bool]:
     """-> (table, whether all is well)"""
     table, well = [["check", "", "found"]], True
     for check in CHECKS:
-        if time.monotonic() > end:
-            table.append([(check.__doc__ or "").splitlines()[0], "not reached", ""])
-            continue
         try:
-            verdict, found = "passed", check(device)
+            with before(end):
+                verdict, found = "passed", check(device)
+        except OutOfTime as late:
+            verdict, found = str(late), ""
         except Exception as error:  # whatever happens in one, the others and the measurements are wanted too
             well, verdict, found = False, "FAILED", _line(error)
         table.append([(check.__doc__ or "").splitlines()[0], verdict, found])
         print(" | ".join(table[-1]), flush=True)
     return table, well
+
+
+class OutOfTime(BaseException):
+    """The time is over; not an Exception, which whoever is at work might take for a failure of its own."""
+
+
+@contextmanager
+def before(end: float) -> Iterator[None]:
+    """Raises OutOfTime at a moment of time.monotonic(), wherever the block then is; from the main thread alone."""
+
+    def ring(*signalled: object) -> None:
+        raise OutOfTime("cut off")
+
+    if (left := end - time.monotonic()) <= 0:
+        raise OutOfTime("not reached")
+    former = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, left)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
 
 
 def _line(error: Exception) -> str:
@@ -162,22 +200,33 @@ def _line(error: Exception) -> str:
 
 
 def main(argv: list[str]) -> int:
-    given = dict(argument.partition("=")[::2] for argument in argv)
-    if unknown := sorted(given.keys() - {"device", "minutes", "seconds", "keep"}):
-        print(f"{unknown[0]}: expected device=cuda, minutes=9, seconds=0.5 or keep=true", file=sys.stderr)
+    given = DEFAULTS | dict(argument.partition("=")[::2] for argument in argv)
+    if unknown := sorted(given.keys() - DEFAULTS):
+        print(f"{unknown[0]}: expected one of {', '.join(f'{k}={v}' for k, v in DEFAULTS.items())}", file=sys.stderr)
         return 2
-    device = given.get("device", "cuda")
+    device, parts = given["device"], given["parts"].split(",")
+    if not set(parts) <= set(PARTS):
+        print(f"parts={given['parts']}: expected one or more of {','.join(PARTS)}", file=sys.stderr)
+        return 2
     if device.startswith("cuda") and not torch.cuda.is_available():
         print("device=cuda: no GPU here; device=cpu is the dry run", file=sys.stderr)
         return 2
-    began, seconds = time.monotonic(), 60 * float(given.get("minutes", 9))
-    checks, well = checked(device, began + seconds / 2)
-    table, best = measured(device, began + seconds, float(given.get("seconds", 0.5)))
+    seconds, well = float(given["seconds"]), True
+    length = 60 * float(given["minutes"])
+    end = time.monotonic() + length
     kind = "" if device.startswith("cuda") else " Dry run without a GPU."
-    text = f"## {machine()}\n\n    python -m benchmarks.gpu {' '.join(argv)}\n\nChecks.{kind}\n\n{markdown(checks)}\n"
-    text += f"\nUpdates.\n\n{markdown(table)}\n\nProjected from these, not run.\n\n{markdown(projected(best))}\n"
+    text = f"## {machine()}\n\n    python -m benchmarks.gpu {' '.join(argv)}\n"
+    if "checks" in parts:
+        checks, well = checked(device, end - (length / 2 if len(parts) > 1 else 0))
+        text += f"\nChecks.{kind}\n\n{markdown(checks)}\n"
+    if "draws" in parts:
+        text += f"\nDraws.{kind}\n\n{markdown(drawn(device, end, seconds))}\n"
+    if "updates" in parts:
+        table, best = measured(device, end, seconds)
+        text += f"\nUpdates.{kind}\n\n{markdown(table)}\n"
+        text += f"\nProjected from these, not run.\n\n{markdown(projected(best))}\n"
     print(text)
-    if given.get("keep") == "true":
+    if given["keep"] == "true":
         RESULTS.write_text(f"{RESULTS.read_text()}\n{text}")
     return 0 if well else 1
 

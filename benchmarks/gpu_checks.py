@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from agents import DQN, SAC
 from benchmarks import cases, kills
-from benchmarks.victim import Workload
+from benchmarks.victim import Victim, Workload
 from core import assemble
 from core.averages import Averages
 from core.captured import WARM_UP
@@ -169,12 +169,14 @@ def pixels(device: str) -> str:
 def resume(device: str) -> str:
     """A run that is killed and started again ends in the digests of one that was not."""
     arguments = ["agent=dqn", "env=toy/chain", f"device={device}", "seeds=[0,1]", "steps=1_500", "save_every=100"]
-    with tempfile.TemporaryDirectory() as folder:
-        work, table = (
-            Workload("resume", (sys.executable, "train.py", *arguments)),
-            kills.Table(Path(folder, "kills.csv")),
-        )
-        same = kills.study(work, 2, Path(folder), table)
+    work = Workload("resume", (sys.executable, "train.py", *arguments))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table = kills.Table(folder / "kills.csv")
+        try:
+            same = kills.study(work, 2, folder, table)
+        finally:
+            Victim(work, folder, []).kill("all")  # of a study that was cut off
         last = table.ends(work.name)[-1]
     assert same, last["outcome"]
     return f"{last['digests']} digests equal"
