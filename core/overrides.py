@@ -98,6 +98,8 @@ def _check_prefix(override: Override) -> None:
             raise BadConfig(f"~{key}: cannot be deleted; leave {key} out, and it has its default")
         if override.is_add() and not package and key != "interventions":
             raise BadConfig(f"+{key}: {key} is there already; write {key}={value}")
+        if override.is_force_add() and key in GROUPS:
+            raise BadConfig(f"++{key}: {key} is there already; write {key}={value}")
     if package and not (override.is_add() and key == "interventions" and package.startswith("interventions.")):
         name = package.rpartition(".")[2]
         meant = f"+interventions@interventions.{name}=NAME" if key == "interventions" else f"{key}={value}"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FRAMES = 4  # raw frames per agent step
 LIMIT = 27_000  # agent steps per episode: half an hour of play
 SIZE = (84, 84)
+OPENCV = "pip install --force-reinstall --no-deps opencv-python-headless"
 PACKAGE = "pip install --force-reinstall --no-deps 'ale-py>=0.12,<0.13'"
 
 
@@ -43,13 +44,11 @@ DEFAULTS = Settings()
 class Atari:
     """One game. Observations are single frames, uint8 [84, 84]; rewards are raw.
 
-    Raises ValueError for an unknown game, or an emulator that is not whole.
+    Raises ValueError for an unknown game, or an emulator or OpenCV that is not whole.
     """
 
     def __init__(self, game: str, settings: Settings = DEFAULTS) -> None:
-        import cv2
-
-        cartridge, ale_py = insert(game), load_emulator()
+        cartridge, ale_py, cv2 = insert(game), load_emulator(), _load_opencv()
         self.settings = settings
         self._rom = cartridge.rom
         self._actions = cartridge.all_actions if settings.full_actions else cartridge.actions
@@ -143,3 +142,12 @@ def load_emulator() -> ModuleType:
     except Exception as error:  # whatever half a package raises
         raise ValueError(f"env: ale_py cannot be loaded ({told(error)}); {PACKAGE}") from error
     return ale_py
+
+
+def _load_opencv() -> ModuleType:
+    """cv2, likewise: other builds of it than the headless one want a screen's libraries."""
+    try:
+        import cv2
+    except Exception as error:
+        raise ValueError(f"env: cv2 cannot be loaded ({told(error)}); {OPENCV}") from error
+    return cv2

@@ -212,6 +212,12 @@ main(train)
 """
 
 
+def test_opencv_that_cannot_be_loaded_is_named_with_the_build_that_can(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ValueError, match=r"env: cv2 cannot be loaded \(.+\); pip install .*opencv-python-headless$"):
+        Atari("pong")
+
+
 def test_a_broken_emulator_ends_a_run_of_its_games_with_a_line_and_leaves_other_families_alone(tmp_path):
     def run(*argv):
         short = ["compile=false", "steps=60", "warmup=20", "eval_episodes=1", f"run_dir={tmp_path}/run"]

@@ -291,6 +291,7 @@ MISTAKES = {
     "steps=${oc.env:NOWHERE}": "steps: Environment variable 'NOWHERE' not found; write steps=VALUE",
     "steps=???": "steps: Missing mandatory value: steps; write steps=VALUE",
     "+agent=dqn": "+agent: agent is there already; write agent=dqn",
+    "++agent=dqn": "++agent: agent is there already; write agent=dqn",
     "+steps=30": "+steps: steps is there already; write steps=30",
     "+stream.steps=3": "+stream.steps: stream.steps is there already; write stream.steps=3",
     "agent@x=dqn": "agent@x: no such place; write agent=dqn",
