@@ -3,6 +3,7 @@
     python -m envs.check gym/CartPole-v1
 
 prints one line per check. Exit code 0: it does; 1: it does not; 2: there is no such environment, or it cannot be used.
+python train.py --help lists the environments; any ID of Gymnasium can be checked beside them.
 """
 
 from __future__ import annotations
@@ -128,6 +129,9 @@ CHECKS: dict[str, Callable[[Open], str]] = {
 
 
 def main(argv: list[str]) -> int:
+    if argv in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
     if len(argv) != 1:
         print("expected one environment, as in python -m envs.check gym/CartPole-v1", file=sys.stderr)
         return 2

@@ -171,6 +171,11 @@ def test_the_check_names_what_is_broken(capsys, monkeypatch, options, finding):
     assert any(line.startswith(finding) for line in out.splitlines())
 
 
+def test_the_check_says_what_it_checks(capsys):
+    code, out = run_check(capsys, "--help")
+    assert code == 0 and "python -m envs.check gym/CartPole-v1" in out and "train.py --help lists the env" in out
+
+
 def test_the_check_refuses_what_cannot_be_made(capsys):
     assert check.main(["gym/CartPool-v1"]) == 2
     assert "CartPool" in capsys.readouterr().err
