@@ -218,7 +218,7 @@ class Part:
         """Loss plus penalties as a function of the parameters alone, with what the loss returned."""
         s, prefix = states[self.name], f"{self.name}/"
         drawn = {key.removeprefix(prefix): value for key, value in noise.items() if key.startswith(prefix)}
-        masks = {key: drawn[key] for key in self._masks & drawn.keys()}
+        masks = {key: value for key, value in drawn.items() if key in self._masks}
 
         def objective(params: Tensors) -> tuple[Tensor, Outcome]:
             outcome = self.loss(params | s.buffers | masks, states, batch, noise)
