@@ -19,6 +19,8 @@ def follow(part: Part, states: States, tau: float | Tensor, batch: Batch, role: 
     s = states[part.name]
     if "alive" in batch:
         tau = tau * batch["alive"].float()
+    if part.fused and isinstance(tau, Tensor) and tau.device.type == "cpu" and not tau.any():
+        return states  # to move by nothing is to read all weights for nothing; on a GPU, to ask is to wait
     lerp, fast = torch.Tensor.lerp_ if part.fused else torch.lerp, weights(s)
     slow = {k: lerp(c, fast[k], tau) for k, c in s.copies[role].items()}
     return states | {part.name: s._replace(copies=s.copies | {role: slow})}

@@ -428,6 +428,20 @@ def test_a_hard_copy_and_no_copy_are_exact_and_share_no_storage():
     assert all(whole.copies["target"][k].data_ptr() != p.data_ptr() for k, p in s.params.items())
 
 
+def test_where_steps_are_taken_in_place_a_copy_that_is_not_due_is_not_touched():
+    """A hard copy every 2,000 updates would else read and write all weights in each of them."""
+    part = regression()
+    part.fused, s = True, trained(part)
+    s = s._replace(params={k: torch.full_like(p, torch.nan) for k, p in s.params.items()})
+    target = {k: p.clone() for k, p in s.copies["target"].items()}
+    for tau, alive in ((0.0, True), (1.0, False)):  # not due; due, and the member is not trained
+        after = follow(part, {"net": s}, torch.tensor(tau), {"alive": torch.tensor(alive)})["net"]
+        assert equal(after.copies["target"], target)
+    s = s._replace(params={k: torch.ones_like(p) for k, p in s.params.items()})
+    follow(part, {"net": s}, torch.tensor(1.0), {"alive": torch.tensor(True)})
+    assert equal(s.copies["target"], s.params)
+
+
 # replant
 
 
