@@ -16,6 +16,7 @@ from spoilers import FUZZ, bomb, refused, spoilt_bytes, spoilt_trees
 import train
 from core.ablation import read
 from core.config import BadConfig, Config, from_plain, load, resolved
+from core.options import printable
 from core.run_folder import CONFIG, read_config
 from testbeds import __main__ as testbeds
 
@@ -35,8 +36,8 @@ ABLATION = {
 
 
 def words(argv: list[str]) -> set[str]:
-    """What a refusal may name: an argument, its key, its value, or a word in them."""
-    found = {word for arg in argv for word in (*arg.partition("="), *re.split(r"\W+", arg)) if word}
+    """What a refusal may name: an argument, its key, its value, or a word in them, as a terminal can show them."""
+    found = {printable(word) for arg in argv for word in (*arg.partition("="), *re.split(r"\W+", arg)) if word}
     found |= {"an empty word"} if "" in argv else set()
     return found if "=" in argv else found - {"="}
 
@@ -76,6 +77,7 @@ REFUSED = [  # what no default of ours and no search is likely to meet
     "agent.learning_rate=\x1b[31m",
     "device=cpu\u202e",
     "agent=dqn ",
+    "\udcff@=",
 ]
 
 
