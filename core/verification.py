@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from core import checkpoint, files
+from core.options import one_line
 from core.run_folder import CONFIG, DONE, PROVENANCE, differing, read_config, read_summary
 
 
@@ -25,8 +25,7 @@ def problems(folder: Path) -> tuple[list[str], int]:
     if not looked_at:
         lines.append(f"{folder}: no checkpoint")
     if not lines:
-        newest = checkpoint.checkpoints(folder)[-1]
-        lines = list(_changed_settings(folder, checkpoint.load(newest)["config"]))
+        lines = list(_changed_settings(folder, checkpoint.checkpoints(folder)[-1]))
     return list(dict.fromkeys(lines)), looked_at  # two checkpoints share most chunks
 
 
@@ -54,11 +53,16 @@ def _unreadable(folder: Path) -> Iterator[str]:
             yield str(error)
 
 
-def _changed_settings(folder: Path, saved: dict[str, Any]) -> Iterator[str]:
+def _changed_settings(folder: Path, newest: Path) -> Iterator[str]:
     """Not told once a configuration was forced upon the folder: it may be newer than the checkpoint."""
+    saved = checkpoint.load(newest)["config"]
     if any("forced" in start for start in files.read_json(folder / PROVENANCE, [], list)):
         return
-    settings, now = yaml.safe_load(yaml.safe_dump(saved)), read_config(folder)
+    try:
+        settings, now = yaml.safe_load(yaml.safe_dump(saved)), read_config(folder)
+    except yaml.YAMLError as error:  # a forged one, whose digest agrees
+        yield f"{newest}: its config is none ({one_line(error)}); remove this checkpoint"
+        return
     try:
         with files.reading(folder / CONFIG):
             changed = differing(settings, now, ignore=now.keys() - settings.keys())

@@ -199,6 +199,14 @@ def test_a_state_that_agrees_with_its_manifest_is_refused_if_it_is_none(whole, w
         assert not marker.exists()
 
 
+def test_a_state_whose_configuration_holds_a_tensor_is_told_by_verify(whole, capsys):
+    with copied(whole) as out:
+        state = checkpoint.load(out / RUN / CHECKPOINT)
+        agreed(out, saved(state | {"config": state["config"] | {"steps": torch.zeros(2)}}))
+        assert look(["verify", str(out / RUN)]) == 1
+        assert f"{CHECKPOINT}: its config is none (" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("reader", OF_STATES)
