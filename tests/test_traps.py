@@ -30,7 +30,7 @@ RUN = ["agent=dqn", "env=toy/lives", "net=nature", "net.width=16", "net.padding=
 RUN += ["steps=60", "warmup=20", "agent.n_step=3", "replay=prioritised", "agent.act_with=target", "seeds=[0,1]"]
 RUN += ["agent.epsilon_decay=10", "interventions=[reset]", "interventions.reset.when.every=15"]
 RUN += ["interventions.reset.when.unit=agent_steps", "eval_every=15", "eval_episodes=2", "compile=false"]
-RUN += ["agent.evaluate_with=params"]
+RUN += ["agent.evaluate_with=params", "agent.discount=0.9"]
 RUN += ["observe_every=0", "rank_every=0", "probe_every=0"]
 
 
@@ -39,7 +39,7 @@ def recorded(tmp_path_factory) -> SimpleNamespace:
     """What a run's loop asked of its environments, replay and engine, in order."""
     run = AgentSession(load([*RUN, f"run_dir={tmp_path_factory.mktemp('traps') / 'run'}"]))
     envs, replay, learner = run.envs, run.replay, run.engine
-    seen = SimpleNamespace(run=run, order=[], roles={}, stored=[], learned=[], around_events=[])
+    seen = SimpleNamespace(run=run, order=[], roles={}, stored=[], acted=[], learned=[], windows=[], around_events=[])
 
     def leaves() -> np.ndarray:
         return replay.priorities._leaves.copy()
@@ -55,10 +55,12 @@ def recorded(tmp_path_factory) -> SimpleNamespace:
 
     def act(obs, explore, stream, count, role="params", plain=learner.act):
         seen.roles.setdefault(stream.partition("/")[0], set()).add(role)
+        seen.acted += [count] * (stream == "act")
         return plain(obs, explore, stream, count, role)
 
     def update(b, clock, plain=learner.update):
         metrics = plain(b, clock)
+        seen.windows.append([b[name].clone() for name in ("index", "reward", "discount")])
         seen.learned.append([b["index"].clone(), metrics["priority"].clone()])
         return metrics
 
@@ -91,6 +93,10 @@ def test_the_weights_that_are_asked_for_act_in_training_and_others_are_evaluated
     assert recorded.roles == {"act": {"target"}, "evaluate": {"params"}}
 
 
+def test_the_policy_acts_from_the_end_of_warm_up_on_and_learns_once_for_each_step_of_its_own(recorded):
+    assert recorded.acted == list(range(20, 60)) and len(recorded.learned) == 40
+
+
 def test_what_is_stored_is_what_was_acted_on_and_the_true_last_observation(recorded):
     ends = 0
     for before, step, (obs, action, reward, terminal, ended, next_obs, failed), after in recorded.stored:
@@ -102,6 +108,24 @@ def test_what_is_stored_is_what_was_acted_on_and_the_true_last_observation(recor
             assert ended[i] or np.array_equal(next_obs[i], after[i])
     assert len(recorded.stored) == 60 and ends > 4
     assert any(not np.array_equal(s[2][5], s[3]) for s in recorded.stored), "the next episode began with the last frame"
+
+
+def test_what_is_learned_from_are_windows_of_the_agents_own_length_and_discount(recorded):
+    lengths = set()
+    for i in range(2):
+        slots: list = []
+        for _, _, (_, _, reward, terminal, ended, *_), _ in recorded.stored:
+            slots += [(reward[i], terminal[i], ended[i])] + [None] * bool(ended[i])  # what an episode ended in
+        for sampled in recorded.windows:
+            for slot, reward, discount in zip(*(values[i].tolist() for values in sampled), strict=True):
+                total, factor, length = 0.0, 1.0, 0
+                for gain, terminal, ended in slots[slot : slot + 3]:
+                    total, factor, length = total + factor * gain, 0.9 * factor * (not terminal), length + 1
+                    if terminal or ended:
+                        break
+                assert (reward, discount) == pytest.approx((total, factor))
+                lengths.add(length)
+    assert lengths == {1, 2, 3}
 
 
 def test_priorities_are_written_to_the_samples_they_were_computed_from(recorded):
@@ -212,6 +236,16 @@ def test_an_interval_in_updates_is_shorter_in_steps_at_a_higher_replay_ratio(rat
             clock.update()
             found += [clock.env_steps] * when.due(clock)
     assert found == [10 + interval, 10 + 2 * interval, 10 + 3 * interval]
+
+
+def test_a_run_has_its_length_in_env_steps_and_warm_up_replay_and_updates_in_agent_steps(tmp_path):
+    given = ["agent=sac", "env=dmc/pendulum-swingup", "env.action_repeat=4", "steps=80", "warmup=8", "replay_ratio=2"]
+    given += ["net.width=8", "agent.batch_size=4", "eval_every=0", "eval_episodes=1", "compile=false"]
+    given += ["observe_every=0", "rank_every=0", "probe_every=0", f"run_dir={tmp_path / 'run'}"]
+    with AgentSession(load(given)) as run:
+        train.loop(run.config, run)
+    assert (run.clock.env_steps, run.clock.agent_steps, run.clock.updates) == (80, 20, 2 * (20 - 8))
+    assert len(run.replay) == 20
 
 
 def test_at_replay_ratio_two_a_hundred_thousand_steps_have_two_updates_for_each_step_behind_warm_up():
