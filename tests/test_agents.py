@@ -80,6 +80,14 @@ def test_double_and_plain_dqn_choose_differently():
     assert not torch.equal(*targets) and (targets[0] <= targets[1] + 1e-6).all()
 
 
+def test_the_online_network_chooses_the_next_action_of_the_loss_also_where_the_target_acts():
+    s, targets = born(dqn(spec=VECTOR)), []
+    for role in ("params", "target"):
+        agent = dqn(spec=VECTOR, double=True, act_with=role)
+        targets.append(agent.q_loss(s["q"].params, s, batch(VECTOR), {}).values["target"])
+    assert torch.equal(*targets)
+
+
 def test_dqns_gradient_takes_the_target_for_a_constant():
     agent = dqn(spec=VECTOR)
     s, b = born(agent), batch(VECTOR)

@@ -13,6 +13,7 @@ import pytest
 from envs import atari
 from envs.atari import Atari, Settings, insert
 from envs.catalog import games
+from envs.vector import Vector
 
 gymnasium.register_envs(ale_py)
 NO_NOOPS = Settings(noop_max=0)
@@ -185,6 +186,13 @@ def test_rewards_are_raw_and_the_spec_asks_to_clip_them():
     env.reset(0)
     assert until(env, lambda t: t.reward > 0)[0].reward == 10.0
     assert env.spec.clip_rewards and env.spec.stack == 4
+
+
+def test_before_the_first_frame_of_a_game_an_agent_sees_black_ones():
+    """Zeros, as in Dopamine and BBF; Gymnasium repeats the first frame."""
+    pong = Vector([Atari("pong")], (0,), "train")
+    pong.reset()
+    assert [bool(frame.any()) for frame in pong.observation[0]] == [False, False, False, True]
 
 
 def test_the_full_action_set_moves_a_game_that_has_fewer_of_its_own():
