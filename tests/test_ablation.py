@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from core.ablation import read
+from core.config import clock_of
 
 SMALL = """
 tasks: [toy/chain, toy/lives]
@@ -148,3 +150,40 @@ def test_ready_made_ablations_can_be_run_in_all_their_sizes(path, tmp_path):
     copy.write_text(yaml.safe_dump(tree, sort_keys=False))
     for size in ["", *tree.get("sizes", {})]:
         assert len(read(copy, tmp_path, size).arms) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "arm", "wanted"),
+    [
+        (
+            "drq_dmc_resets",
+            "dmc/hopper-hop",
+            "reset",
+            range(200_000, 2_000_000, 200_000),
+        ),  # 100,000 actions, each twice
+        ("drq_dmc_resets", "dmc/cheetah-run", "reset", range(400_000, 2_000_000, 400_000)),  # each four times
+        ("resets_by_replay_ratio", "dmc/walker-run", "rr1_reset", range(200_000, 1_000_000, 200_000)),
+        ("resets_by_replay_ratio", "dmc/walker-run", "rr32_reset", range(200_000, 1_000_000, 200_000)),
+        (
+            "drq_resets",
+            "atari/pong",
+            "head_reset_20k",
+            range(12_000, 100_000, 10_000),
+        ),  # two updates per step from 2,000
+        ("drq_resets", "atari/pong", "head_reset_40k", range(22_000, 100_000, 20_000)),
+    ],
+)
+def test_resets_are_counted_in_the_unit_of_their_source(tmp_path, name, task, arm, wanted):
+    """In env steps: DrQ from pixels counts agent steps, SAC env steps, and DrQ on Atari updates, behind warm-up."""
+    tree = yaml.safe_load(Path(f"configs/ablations/{name}.yaml").read_text())
+    copy = written(tmp_path, yaml.safe_dump(tree | {"tasks": [task], "sizes": {}}, sort_keys=False))
+    (config,) = [cell.config for cell in read(copy, tmp_path).cells if cell.arm == arm]
+    (reset,) = config.interventions
+    clock = clock_of(config, config.env_options.get("action_repeat", 1))
+
+    def at(step: int) -> dict[str, int]:
+        return {"env_steps": step, "agent_steps": step // clock.action_repeat, "updates": clock.updates_within(step)}
+
+    steps = range(1_000, config.steps + 1, 1_000)
+    due = [step for step in steps if reset.when.due(replace(clock, **at(step), last=at(step - 1_000)))]
+    assert due == list(wanted)

@@ -24,7 +24,7 @@ from agents import SAC
 from core import checkpoint
 from core.agent_session import AgentSession
 from core.clock import Clock
-from core.config import load
+from core.config import clock_of, load
 from core.events import Context
 from core.moments import Moments
 from core.part import descend
@@ -1264,6 +1264,22 @@ def test_sr_sac_is_configured_as_published():
     assert (reset.when.every, reset.when.unit, reset.on, reset.where) == (80_000, "env_steps", ("*", "alpha"), ("all",))
     assert reset.when.every * config.replay_ratio == 2_560_000
     assert [now for now in range(1, 500_001) if due(reset.when, now)] == [80_000 * k for k in range(1, 6)]
+
+
+def test_sr_sacs_resets_can_fall_where_its_other_code_has_them():
+    """high_replay_ratio_continuous_control resets where it evaluates, every 5,000 env steps, as soon as there have been
+    more than 2,560,000 updates since the last reset; it makes 32 at each step from the 10,000th on."""
+    steps, updates = [], 0
+    for step in range(1, 500_001):
+        updates += 32 * (step >= 10_000)
+        if step % 5_000 == 0 and updates > 2_560_000:
+            steps, updates = [*steps, step], 0
+    assert steps == [90_000, 175_000, 260_000, 345_000, 430_000]
+    given = ["interventions=[full_reset]", f"interventions.full_reset.when.at={steps}".replace(" ", "")]
+    config = load(["agent=sr_sac", "env=dmc/walker-walk", "steps=500_000", *given])
+    assert [now for now in range(1, 500_001) if due(config.interventions[0].when, now)] == steps
+    made = [clock_of(config, action_repeat=1).updates_within(step) for step in (0, *steps)]
+    assert np.diff(made).tolist() == [2_560_000, *[32 * 85_000] * 4]  # at first theirs has 32 more: step 10,000 learns
 
 
 def test_a_full_reset_leaves_nothing_but_data():
