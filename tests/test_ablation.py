@@ -154,27 +154,17 @@ def test_ready_made_ablations_can_be_run_in_all_their_sizes(path, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "task", "arm", "wanted"),
-    [
-        (
-            "drq_dmc_resets",
-            "dmc/hopper-hop",
-            "reset",
-            range(200_000, 2_000_000, 200_000),
-        ),  # 100,000 actions, each twice
-        ("drq_dmc_resets", "dmc/cheetah-run", "reset", range(400_000, 2_000_000, 400_000)),  # each four times
+    [  # in env steps
+        ("drq_dmc_resets", "dmc/hopper-hop", "reset", range(200_000, 2_000_000, 200_000)),  # action repeat 2
+        ("drq_dmc_resets", "dmc/cheetah-run", "reset", range(400_000, 2_000_000, 400_000)),  # action repeat 4
         ("resets_by_replay_ratio", "dmc/walker-run", "rr1_reset", range(200_000, 1_000_000, 200_000)),
         ("resets_by_replay_ratio", "dmc/walker-run", "rr32_reset", range(200_000, 1_000_000, 200_000)),
-        (
-            "drq_resets",
-            "atari/pong",
-            "head_reset_20k",
-            range(12_000, 100_000, 10_000),
-        ),  # two updates per step from 2,000
+        ("drq_resets", "atari/pong", "head_reset_20k", range(12_000, 100_000, 10_000)),  # replay ratio 2, warm-up 2,000
         ("drq_resets", "atari/pong", "head_reset_40k", range(22_000, 100_000, 20_000)),
     ],
 )
 def test_resets_are_counted_in_the_unit_of_their_source(tmp_path, name, task, arm, wanted):
-    """In env steps: DrQ from pixels counts agent steps, SAC env steps, and DrQ on Atari updates, behind warm-up."""
+    """DrQ from pixels counts agent steps, SAC env steps, and DrQ on Atari updates, which begin behind warm-up."""
     tree = yaml.safe_load(Path(f"configs/ablations/{name}.yaml").read_text())
     copy = written(tmp_path, yaml.safe_dump(tree | {"tasks": [task], "sizes": {}}, sort_keys=False))
     (config,) = [cell.config for cell in read(copy, tmp_path).cells if cell.arm == arm]
