@@ -59,8 +59,9 @@ def command_of(start: dict) -> str:
 def main() -> None:
     run, kept = Path(sys.argv[1]), Path(sys.argv[2])
     kept.mkdir(parents=True, exist_ok=True)
-    for name in ("eval.csv", "config.yaml"):
-        shutil.copy(run / name, kept)
+    shutil.copy(run / "eval.csv", kept)
+    settings = (run / "config.yaml").read_text().splitlines(keepends=True)
+    (kept / "config.yaml").write_text("".join(line for line in settings if not line.startswith("run_dir:")))
     starts = json.loads((run / "provenance.json").read_text())
     first, versions = starts[0], starts[0]["versions"]
     source, published = read(kept / "published.csv") if (kept / "published.csv").exists() else ("", {})
