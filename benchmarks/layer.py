@@ -62,7 +62,7 @@ def written_out(agent: SAC) -> Callable[[], object]:
             for field in ("params", "optim", "copies"):
                 _copy(getattr(state, field), getattr(new[name], field))
 
-    return torch.compile(whole, fullgraph=True, options={"guard_filter_fn": compiling.watched})
+    return torch.compile(whole, fullgraph=True, options=compiling.options(torch.device("cpu")))
 
 
 def _copy(old: dict, new: dict) -> None:

@@ -111,9 +111,9 @@ class Engine:
             part.fused = not self.batched
             part.half = self.device.type if precision == "bfloat16" else ""
             if compile and not self.batched:
-                part.compiled_gradient = compiled(part.gradient)
+                part.compiled_gradient = compiled(part.gradient, self.device)
         self._decide = decisions(cast(Agent, learner), self.states, self._members, together=self.batched)
-        run = compiled(self._batched) if self.batched else self._by_member
+        run = compiled(self._batched, self.device) if self.batched else self._by_member
         self._run = Captured(run) if compile and self.device.type == "cuda" else run
 
     # updates

@@ -20,10 +20,11 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 
 MASK32 = 0xFFFFFFFF
@@ -36,9 +37,20 @@ def key(seed: int, name: str, *counters: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+class _Key(ISeedSequence):
+    """What Philox takes its key from. Given as `key=` it is the same in twice the time: entropy is drawn first."""
+
+    def __init__(self, number: int) -> None:
+        self.words = np.array([number, 0], np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> np.ndarray:
+        return self.words
+
+
 def host_generator(seed: int, name: str, *counters: int) -> np.random.Generator:
     """A NumPy generator at the start of the stream (seed, name, counters)."""
-    return np.random.Generator(np.random.Philox(key=key(seed, name, *counters)))
+    words = _Key(key(seed, name, *counters))
+    return np.random.Generator(np.random.Philox(words))  # type: ignore[arg-type]
 
 
 def env_seed(seed: int, name: str, episode: int) -> int:

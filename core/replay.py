@@ -14,6 +14,7 @@ the frames of its stack are still there and its window up to slot t + k has been
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -138,8 +139,9 @@ class Replay:
         member has nothing to sample.
         """
         ring, priorities = self.ring, None if uniform else self.priorities
-        shape = (len(self.seeds), len(draws), batch_size)
-        n_step, discount = _per_sample(n_step, shape, np.int64), _per_sample(discount, shape, np.float64)
+        grid = (len(self.seeds), len(draws), batch_size)
+        shape = grid if len(draws) > 1 else (len(self.seeds), batch_size)
+        n_step, discount = _per_sample(n_step, grid, np.int64), _per_sample(discount, grid, np.float64)
         member, start, steps = Windows(ring, self.seeds, priorities).draw(stream, draws, batch_size, n_step)
 
         ahead, each = np.arange(steps.max()), np.arange(len(steps))
@@ -147,7 +149,7 @@ class Replay:
         gains = ring.reward[rows] * discount[:, None] ** ahead
         returns = gains.cumsum(1)[each, steps - 1]  # term by term: the same bits beside any neighbour
         terminal = ring.kind[rows[each, steps - 1]] == TERMINAL
-        weight = np.ones(shape)
+        weight = np.ones(len(start))
         if priorities:
             priority = priorities.get(member, start % ring.capacity)
             weight = priorities.weights(priority.reshape(-1, batch_size), progress)
@@ -167,7 +169,7 @@ class Replay:
         }
         moments = self.moments.tensors(self.device) if self.moments else {}
         if len(draws) == 1:
-            return [{name: value[:, 0] for name, value in found.items()} | moments]
+            return [found | moments]
         # copies: where a tensor begins decides the bits of a matrix product
         whole = partial(torch.clone, memory_format=torch.contiguous_format)
         return [{name: whole(value[:, i]) for name, value in found.items()} | moments for i in range(len(draws))]
@@ -244,6 +246,8 @@ def _hash(fields: dict[str, np.ndarray]) -> bytes:
 
 def _per_sample(value, shape: tuple[int, int, int], dtype: type) -> np.ndarray:
     """One number, [n] or [n, B] -> [n * k * B]."""
+    if np.isscalar(value):
+        return np.full(math.prod(shape), value, dtype)
     values: np.ndarray = np.empty(shape, dtype)
     values.transpose(1, 2, 0)[:] = np.transpose(value)
     return values.ravel()

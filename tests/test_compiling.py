@@ -11,6 +11,7 @@ import torch
 from core.compiling import compiled, remove_damaged
 
 ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
 PROGRAM = """
 import torch
 from core.compiling import compiled
@@ -19,9 +20,9 @@ class Sums:
         return (x.sin() * x + 1).cumsum(0)
     def cosines(self, x):
         return (x.cos() * x - 1).exp().sum(0)
-s, x = Sums(), torch.arange(64.0) / 64
-assert torch.allclose(compiled(s.sines)(x), s.sines(x), atol=1e-4)
-assert torch.allclose(compiled(s.cosines)(x), s.cosines(x), atol=1e-4)
+CPU, s, x = torch.device("cpu"), Sums(), torch.arange(64.0) / 64
+assert torch.allclose(compiled(s.sines, CPU)(x), s.sines(x), atol=1e-4)
+assert torch.allclose(compiled(s.cosines, CPU)(x), s.cosines(x), atol=1e-4)
 """
 
 
@@ -68,12 +69,12 @@ class Scaled:
 
 def test_an_error_of_the_method_itself_is_raised():
     with pytest.raises(Exception, match="its own"):
-        compiled(Scaled(-1).times)(torch.ones(1))
+        compiled(Scaled(-1).times, CPU)(torch.ones(1))
 
 
 def test_one_process_compiles_a_method_of_as_many_objects_as_it_likes():
     objects = [Scaled(float(k)) for k in range(12)]
     assert len(objects) > torch._dynamo.config.recompile_limit
-    methods = [compiled(each.times) for each in objects]  # with numbers that differ: none becomes a variable
+    methods = [compiled(each.times, CPU) for each in objects]  # with numbers that differ: none becomes a variable
     for _ in range(2):
         assert [float(method(torch.ones(1), add=0.5)) for method in methods] == [k + 0.5 for k in range(12)]

@@ -174,6 +174,13 @@ def test_a_host_draw_of_a_member_among_many_is_what_it_draws_alone():
         assert all(torch.equal(together[name][k], alone[name][0]) for name in noise)
 
 
+def test_a_hosts_stream_is_numpys_philox_with_the_streams_key():
+    for stream in ((0, "replay", 7), (2**63, "a/b", 0), (5, "x", 2**40, 3)):
+        ours, numpys = host_generator(*stream), np.random.Generator(np.random.Philox(key=key(*stream)))
+        assert str(ours.bit_generator.state) == str(numpys.bit_generator.state)
+        assert np.array_equal(ours.standard_normal(9), numpys.standard_normal(9))
+
+
 @pytest.mark.parametrize("kind", ["normal", "uniform"])
 def test_a_host_draw_is_its_place_in_a_block_that_numpy_draws(kind):
     """Counts 64 to 127 are the second block of 64; the stream's key is that of (seed, name, block)."""
