@@ -12,6 +12,7 @@ its name and options; `interventions` has one entry per instance, in order of ex
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -63,6 +64,7 @@ class Config(Run):
 # the run is saved and its metrics are written, what is done about trouble (while there is none). So is the index of a
 # GPU; its kind, and `compile`, change the last bits.
 WITHOUT_EFFECT = ("run_dir", "resume", "save_every", "log_every", "on_divergence", "on_failure", "env_timeout", "trace")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk is full, a quota used up, a mount read-only
 
 
 def from_plain(tree: Mapping[str, Any]) -> Config:
@@ -200,7 +202,8 @@ def setting_up() -> Iterator[None]:
         yield
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise BadConfig(f"{where}{error.strerror or error}") from error
+        fix = "; make room there or name another run_dir" if error.errno in UNWRITABLE else ""
+        raise BadConfig(f"{where}{error.strerror or error}{fix}") from error
     except ValueError as error:
         raise BadConfig(str(error)) from error
 

@@ -94,6 +94,8 @@ def difference(folder: Path, other: str = "") -> int:
     """Name the first number in which two runs differ, or one run before and after it was resumed."""
     from core import trace  # torch, only here
 
+    if other:
+        check_run(Path(other))
     found, compared, alone = trace.difference(folder, Path(other) if other else None)
     if other:
         mine, theirs = (run_folder.read_config(path) for path in (folder, Path(other)))
@@ -113,6 +115,12 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 
 
+def check_run(folder: Path) -> None:
+    """Raises ValueError if this is not the folder of a run."""
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: no run folder ({CONFIG} is missing)")
+
+
 def main(argv: list[str]) -> int:
     """COMMAND RUN_DIR [OPTION=VALUE ...]. -> exit code; 2, after one line, for a mistake in it."""
     if {"--help", "-h"} & set(argv):
@@ -124,8 +132,7 @@ def main(argv: list[str]) -> int:
         name, folder, *options = argv
         if name not in COMMANDS:
             raise ValueError(f"{name}: no such command; {nearest(name, COMMANDS)}")
-        if not (Path(folder) / CONFIG).is_file():
-            raise ValueError(f"{folder}: no run folder ({CONFIG} is missing)")
+        check_run(Path(folder))
         known = list(inspect.signature(COMMANDS[name]).parameters)[1:]
         given = {option: value for option, _, value in (text.partition("=") for text in options)}
         for option in given:

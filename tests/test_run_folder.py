@@ -211,6 +211,13 @@ def test_a_disk_without_room_for_the_lock_is_told_by_name(tmp_path, monkeypatch)
         enter(tmp_path)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_start_where_nothing_can_be_written_is_told_with_what_to_do(number):
+    line = f"/runs/a: {os.strerror(number)}; make room there or name another run_dir"
+    with pytest.raises(BadConfig, match=f"^{line}$"), setting_up():
+        raise OSError(number, os.strerror(number), "/runs/a")
+
+
 def test_a_finished_run_in_a_place_that_is_only_read_is_finished(tmp_path, monkeypatch):
     def read_only():
         raise OSError(errno.EROFS, "Read-only file system")
@@ -534,6 +541,7 @@ def test_a_folder_without_a_checkpoint_is_not_called_whole(tmp_path, capsys):
         ([], "expected python -m core.run digest | verify | evaluate | export | difference RUN_DIR"),
         (["digest", "nowhere"], "nowhere: no run folder (config.yaml is missing)"),
         (["dijest", "nowhere"], "dijest: no such command; did you mean digest?"),
+        (["difference", "RUN", "other=nowhere"], "nowhere: no run folder (config.yaml is missing)"),
         (["verify", "RUN", "episodes=3"], "episodes: no such option of verify; expected none"),
     ],
 )
